@@ -1,0 +1,49 @@
+"""Meta-RL tasks for Gymnasium: a hidden task is drawn at each trial and the agent has to find it out.
+
+Importing the package registers the tasks; it needs numpy and gymnasium, nothing else.
+
+- ``sb3_laplace/FourierRegression-v0``: predict a random function at the points that it is asked for.
+- ``sb3_laplace/DirichletBandit-v0``: pull the arms of a bandit whose success probabilities are hidden.
+- ``sb3_laplace/GridNavigation-v0``: find a hidden goal on a grid, then return to it again and again.
+
+``gymnasium.make`` gives one environment, ``gymnasium.make_vec`` a batch that steps all its copies in a
+few numpy calls.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+from sb3_laplace_envs.dirichlet_bandit import DirichletBanditEnv, DirichletBanditVectorEnv
+from sb3_laplace_envs.fourier_regression import (
+    TEST_QUERY_INTERVALS,
+    FourierRegressionEnv,
+    FourierRegressionVectorEnv,
+    fourier_basis,
+)
+from sb3_laplace_envs.grid_navigation import GridNavigationEnv, GridNavigationVectorEnv
+from sb3_laplace_envs.trials import TrialEnv, TrialVectorEnv
+
+__all__ = [
+    "TEST_QUERY_INTERVALS",
+    "DirichletBanditEnv",
+    "DirichletBanditVectorEnv",
+    "FourierRegressionEnv",
+    "FourierRegressionVectorEnv",
+    "GridNavigationEnv",
+    "GridNavigationVectorEnv",
+    "TrialEnv",
+    "TrialVectorEnv",
+    "fourier_basis",
+]
+
+for _name, _module in (
+    ("FourierRegression", "fourier_regression"),
+    ("DirichletBandit", "dirichlet_bandit"),
+    ("GridNavigation", "grid_navigation"),
+):
+    # Gymnasium warns when an id is registered again, which a reload of this module would do.
+    if f"sb3_laplace/{_name}-v0" not in registry:
+        register(
+            id=f"sb3_laplace/{_name}-v0",
+            entry_point=f"sb3_laplace_envs.{_module}:{_name}Env",
+            vector_entry_point=f"sb3_laplace_envs.{_module}:{_name}VectorEnv",
+        )

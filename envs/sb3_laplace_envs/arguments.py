@@ -1,0 +1,62 @@
+"""Checks of arguments: each error names the argument, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def check_integer(name: str, value: object, minimum: int) -> int:
+    """Return ``value`` as an int.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :param minimum: The smallest value allowed
+    :raises ValueError: ``value`` is no integer, or too small
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_positive(name: str, value: object) -> float:
+    """Return ``value`` as a float.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :raises ValueError: ``value`` is no finite number above zero
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not math.isfinite(float(value))
+        or float(value) <= 0.0
+    ):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def check_array(name: str, value: object, kinds: str, *shapes: tuple[int, ...]) -> NDArray[Any]:
+    """Return ``value`` as an array.
+
+    :param name: The argument's name, for the message
+    :param value: What was given, anything that numpy makes an array of
+    :param kinds: The kinds of dtype allowed, a subset of "biuf" (``numpy.dtype.kind``)
+    :param shapes: The shapes allowed
+    :raises ValueError: ``value`` has another dtype or shape
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged sequences
+        raise ValueError(f"{name} must be an array, got {value!r}") from error
+    if array.dtype.kind not in kinds or array.shape not in shapes:
+        content = {"b": "booleans", "iu": "integers", "iuf": "real numbers"}[kinds]
+        raise ValueError(
+            f"{name} must hold {content} in the shape {' or '.join(map(str, shapes))}, "
+            f"got {array.dtype} in the shape {array.shape}"
+        )
+    return array

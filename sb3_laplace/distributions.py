@@ -1,0 +1,88 @@
+"""Mixtures of SB3 action distributions: the policy averaged over draws of the latent."""
+
+import math
+from collections.abc import Callable
+
+import torch as th
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from torch import nn
+
+
+class MixtureDistribution(Distribution):
+    """Equal-weight mixture of K action distributions, one for each posterior sample.
+
+    ``log p(a) = logsumexp_k log p_k(a) - log K``. There is no closed form for the entropy of a mixture (it
+    is None, as SB3 has it for its squashed Gaussian); categorical mixtures have one and do not come here:
+    see :func:`mix`.
+
+    :param components: the K * N component distributions, ordered (K, N), as one SB3 distribution
+    :param n_components: number of components K
+    """
+
+    def __init__(self, components: Distribution, n_components: int) -> None:
+        super().__init__()
+        self.components = components
+        self.n_components = n_components
+
+    def proba_distribution_net(self, *args: object, **kwargs: object) -> nn.Module:
+        raise NotImplementedError("A mixture has no network of its own: its components come from the policy's heads.")
+
+    def proba_distribution(self, *args: object, **kwargs: object) -> "MixtureDistribution":
+        raise NotImplementedError("Build a new MixtureDistribution from its components.")
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """Log-probability of the actions under the mixture, shape (N,).
+
+        :param actions: shape (N, ...)
+        """
+        repeated = actions.repeat(self.n_components, *[1] * (actions.dim() - 1))
+        log_prob = self.components.log_prob(repeated).view(self.n_components, -1)
+        return log_prob.logsumexp(0) - math.log(self.n_components)
+
+    def entropy(self) -> None:
+        return None
+
+    def sample(self) -> th.Tensor:
+        """One action for each batch entry: a component at random, then a draw from it."""
+        draws = self._by_component(self.components.sample())
+        component = th.randint(self.n_components, (draws.shape[1],), device=draws.device)
+        return self._select(draws, component)
+
+    def mode(self) -> th.Tensor:
+        """Of the components' modes, the one that is most probable under the mixture."""
+        modes = self._by_component(self.components.mode())
+        log_probs = th.stack([self.log_prob(mode) for mode in modes])
+        return self._select(modes, log_probs.argmax(0))
+
+    def _by_component(self, actions: th.Tensor) -> th.Tensor:
+        return actions.view(self.n_components, -1, *actions.shape[1:])
+
+    @staticmethod
+    def _select(actions: th.Tensor, component: th.Tensor) -> th.Tensor:
+        return actions[component, th.arange(actions.shape[1], device=actions.device)]
+
+    def actions_from_params(self, *args: object, **kwargs: object) -> th.Tensor:
+        raise NotImplementedError("Build a new MixtureDistribution from its components.")
+
+    def log_prob_from_params(self, *args: object, **kwargs: object) -> tuple[th.Tensor, th.Tensor]:
+        raise NotImplementedError("Build a new MixtureDistribution from its components.")
+
+
+def mix(
+    make_distribution: Callable[[th.Tensor], Distribution], latent_pi: th.Tensor, n_components: int
+) -> Distribution:
+    """The policy as the mixture of its K action distributions.
+
+    :param make_distribution: from the actor's last latent codes, shape (B, ...), to an SB3 distribution
+    :param latent_pi: latent codes of all components, ordered (K, N), shape (K * N, ...)
+    :param n_components: number of components K
+    :return: SB3's own distribution where K = 1 or the actions are categorical (the mean of the
+        probabilities is a categorical again, exactly), else a :class:`MixtureDistribution`
+    """
+    distribution = make_distribution(latent_pi)
+    if n_components == 1:
+        return distribution
+    if isinstance(distribution, CategoricalDistribution):
+        log_probs = distribution.distribution.logits.view(n_components, -1, distribution.action_dim)
+        return distribution.proba_distribution(log_probs.logsumexp(0) - math.log(n_components))
+    return MixtureDistribution(distribution, n_components)

@@ -1,0 +1,425 @@
+"""Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
+
+import math
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_laplace.buffers import SequenceRolloutBuffer, SequenceRolloutBufferSamples
+from sb3_laplace.checks import check_integer, check_no_nan, check_not_negative
+from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
+
+SelfLaplaceRecurrentPPO = TypeVar("SelfLaplaceRecurrentPPO", bound="LaplaceRecurrentPPO")
+
+
+class LaplaceRecurrentPPO(RecurrentPPO):
+    """Proximal Policy Optimization for recurrent policies with a posterior over the task latent.
+
+    A drop-in for sb3-contrib's :class:`~sb3_contrib.RecurrentPPO`: between the LSTM and the heads stands a
+    posterior (by default the Laplace approximation of the recurrent state), which is watched, sampled
+    and, with ``kl_coef``, regularised. With K = 0 samples and kl_coef = 0 it optimises what RecurrentPPO
+    optimises. Minibatches are whole sequences.
+
+    Paper: de Vries, He, de Weerdt, Spaan, "Bayesian Meta-Reinforcement Learning with Laplace Variational
+    Recurrent Networks", RLC 2025, https://arxiv.org/abs/2505.18591
+
+    :param policy: "LaplaceLstmPolicy", "LaplaceCnnLstmPolicy", "LaplaceMultiInputLstmPolicy" or a subclass
+    :param env: the environment to learn from (if registered in Gymnasium, can be str)
+    :param learning_rate: the learning rate, it can be a function of the progress remaining (from 1 to 0)
+    :param n_steps: number of steps for each environment per update
+    :param batch_size: minibatch size in steps: as many whole sequences as fit, one at least. None takes
+        the whole rollout.
+    :param n_epochs: number of epochs when optimizing the surrogate loss
+    :param gamma: discount factor
+    :param gae_lambda: trade-off of bias against variance for Generalized Advantage Estimation
+    :param clip_range: clipping parameter, it can be a function of the progress remaining
+    :param clip_range_vf: clipping parameter for the value function; None for no clipping
+    :param normalize_advantage: whether to normalize the advantage
+    :param ent_coef: entropy coefficient of the loss
+    :param vf_coef: value function coefficient of the loss
+    :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4)
+    :param max_grad_norm: maximum value for the gradient clipping
+    :param use_sde: whether to use generalized State Dependent Exploration (with at most one sample)
+    :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE (-1: once a rollout)
+    :param target_kl: limit on the KL divergence between updates; None for no limit
+    :param sequence_length: longest sequence the recurrent network is trained on, in steps; by default
+        batch_size, as in RecurrentPPO. n_steps is cut into the fewest nearly equal sequences.
+    :param stats_window_size: number of episodes that the rollout logging averages
+    :param tensorboard_log: the log location for TensorBoard (None for no logging)
+    :param policy_kwargs: arguments of the policy, see :class:`~sb3_laplace.policies.LaplaceLstmPolicy`
+    :param verbose: verbosity level: 0 no output, 1 info, 2 debug
+    :param seed: seed for the pseudo random generators
+    :param device: device (cpu, cuda, ...) on which the code should be run; "auto" takes the GPU if possible
+    :param _init_setup_model: whether to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of range, or the policy is not one of ours
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "LaplaceLstmPolicy": LaplaceLstmPolicy,
+        "LaplaceCnnLstmPolicy": LaplaceCnnLstmPolicy,
+        "LaplaceMultiInputLstmPolicy": LaplaceMultiInputLstmPolicy,
+    }
+    policy: LaplaceLstmPolicy
+    rollout_buffer: SequenceRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[LaplaceLstmPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        batch_size: int | None = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        kl_coef: float = 0.0,
+        sequence_length: int | None = None,
+        _init_setup_model: bool = True,
+    ) -> None:
+        # Before the parent builds the model, which reads them
+        self.kl_coef = kl_coef
+        self.sequence_length = sequence_length
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a subclass, got {policy_name!r}.")
+        return self.policy_aliases[policy_name]
+
+    def _check_arguments(self) -> int:
+        """Check what the parent class does not know.
+
+        :return: the longest sequence, in steps
+        :raises ValueError: naming the argument
+        """
+        if not issubclass(self.policy_class, LaplaceLstmPolicy):
+            raise ValueError(
+                f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
+                "this is no LaplaceRecurrentPPO model or policy."
+            )
+        check_not_negative("kl_coef", self.kl_coef)
+        if self.sequence_length is None:
+            return min(self.n_steps, self.n_steps if self.batch_size is None else self.batch_size)
+        check_integer("sequence_length", self.sequence_length, minimum=1)
+        if self.sequence_length > self.n_steps:
+            raise ValueError(f"sequence_length must be <= n_steps = {self.n_steps}, got {self.sequence_length!r}.")
+        if self.batch_size is not None and self.batch_size < self.sequence_length:
+            raise ValueError(
+                f"batch_size must hold one sequence at least: got {self.batch_size!r}, "
+                f"less than sequence_length = {self.sequence_length}."
+            )
+        return self.sequence_length
+
+    def _setup_model(self) -> None:
+        sequence_length = self._check_arguments()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **self.policy_kwargs,
+        ).to(self.device)
+        self._last_lstm_states = self.policy.initial_states(self.n_envs)  # type: ignore[assignment]
+        self.rollout_buffer = SequenceRolloutBuffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            gae_lambda=self.gae_lambda,
+            gamma=self.gamma,
+            n_envs=self.n_envs,
+            sequence_length=sequence_length,
+        )
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
+                raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    # -- rollout ----------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer by acting on (draws of) the posterior.
+
+        Callbacks find in their ``locals`` what SB3's have, and ``step``, the
+        :class:`~sb3_laplace.policies.PolicyStep` with the posterior.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: number of steps to collect per environment
+        :return: False if the callback ended the rollout prematurely
+        :raises ValueError: if an observation holds NaN or a value is not finite
+        """
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert self._last_episode_starts is not None
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        states: RNNStates = self._last_lstm_states  # type: ignore[assignment]
+
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            check_no_nan(self._last_obs)
+            episode_starts: np.ndarray = self._last_episode_starts
+            with th.inference_mode():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                starts_tensor = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
+                step = self.policy.act(obs_tensor, states, starts_tensor)
+            values, log_probs = step.values, step.log_prob
+            actions = step.actions.cpu().numpy()
+            clipped_actions = self.policy.to_env_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            if dones.any():
+                self._update_info_buffer(infos, dones)
+                rewards = self._bootstrap_truncated(rewards, dones, infos, step.states)
+            with th.inference_mode():
+                rollout_buffer.add(
+                    obs_tensor,
+                    step.actions,
+                    rewards,
+                    episode_starts,
+                    values,
+                    log_probs,
+                    lstm_states=states,
+                    noise=step.noise,
+                    kl_memory=self.policy.latent_layer.kl_memory(step.posterior) if self.kl_coef > 0 else None,
+                )
+            states = step.states
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+            self._last_lstm_states = states  # type: ignore[assignment]
+
+        with th.inference_mode():
+            starts_tensor = th.as_tensor(dones, dtype=th.float32, device=self.device)
+            obs_tensor = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
+            values = self.policy.predict_values(obs_tensor, states.vf, starts_tensor)
+        if not np.isfinite(rollout_buffer.values).all():
+            raise ValueError(
+                "The policy's values are not finite any more: the weights have diverged. "
+                "Lower learning_rate or max_grad_norm, or normalize observations and rewards (VecNormalize)."
+            )
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _bootstrap_truncated(
+        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], states: RNNStates
+    ) -> np.ndarray:
+        """Add the discounted value of the terminal observation where an episode was cut by a time limit.
+
+        One batched call for all environments concerned (SB3 issue #633 is why this is needed).
+
+        :param rewards: shape (n_envs,)
+        :param dones: shape (n_envs,)
+        :param infos: one dict per environment
+        :param states: recurrent states after the step
+        :return: the rewards, bootstrapped; shape (n_envs,)
+        """
+        truncated = [
+            int(index)
+            for index in np.flatnonzero(dones)
+            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
+        ]
+        if not truncated:
+            return rewards
+        terminal = [infos[index]["terminal_observation"] for index in truncated]
+        obs: Any
+        if isinstance(self.observation_space, spaces.Dict):
+            obs = {key: np.stack([one[key] for one in terminal]) for key in self.observation_space.spaces}
+        else:
+            obs = np.stack(terminal)
+        with th.inference_mode():
+            index = th.as_tensor(truncated, device=self.device)
+            state = tuple(part[:, index] for part in states.vf)
+            no_starts = th.zeros(len(truncated), device=self.device)
+            values = self.policy.predict_values(obs_as_tensor(obs, self.device), state, no_starts)
+        rewards = rewards.copy()
+        rewards[truncated] += self.gamma * values.flatten().cpu().numpy()
+        return rewards
+
+    # -- update -----------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update the policy with the rollout buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None
+        if self.clip_range_vf is not None:
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+
+        logs: dict[str, list[float]] = {}
+        continue_training = True
+        for epoch in range(self.n_epochs):
+            for samples in self.rollout_buffer.get(self.batch_size):
+                loss, terms = self._loss(samples, clip_range, clip_range_vf)
+                for name, value in terms.items():
+                    logs.setdefault(name, []).append(value)
+                if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {terms['approx_kl']:.2f}")
+                    break
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        for name, values in logs.items():
+            # As RecurrentPPO: the last loss
+            self.logger.record(f"train/{name}", values[-1] if name == "loss" else np.mean(values))
+        buffer = self.rollout_buffer
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        )
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def _loss(
+        self, samples: SequenceRolloutBufferSamples, clip_range: float, clip_range_vf: float | None
+    ) -> tuple[th.Tensor, dict[str, float]]:
+        """Loss of one minibatch: PPO's terms plus ``kl_coef`` times the mean KL between successive posteriors.
+
+        :return: the loss, and the terms to log by name
+        :raises ValueError: if the loss is not finite
+        """
+        evaluation = self.policy.evaluate_sequences(
+            samples.observations,
+            samples.actions,
+            samples.lstm_states,
+            samples.episode_starts,
+            noise=samples.noise,
+            kl_memory=samples.kl_memory,
+            with_kl=self.kl_coef > 0,
+        )
+
+        def valid(tensor: th.Tensor) -> th.Tensor:
+            return tensor if samples.mask is None else tensor[samples.mask]
+
+        advantages = valid(samples.advantages)
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        log_prob = valid(evaluation.log_prob)
+        log_ratio = log_prob - valid(samples.old_log_prob)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        policy_loss = -th.min(advantages * ratio, advantages * clipped).mean()
+
+        values, returns = valid(evaluation.values.flatten()), valid(samples.returns)
+        if clip_range_vf is not None:
+            old_values = valid(samples.old_values)
+            values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
+        value_loss = (returns - values).square().mean()
+
+        # Approximated by the log-probabilities where the distribution has no closed form
+        entropy = -log_prob if evaluation.entropy is None else valid(evaluation.entropy)
+        entropy_loss = -entropy.mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        terms = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
+        if evaluation.kl is not None:
+            terms["kl_loss"] = valid(evaluation.kl).mean()
+            loss = loss + self.kl_coef * terms["kl_loss"]
+        with th.no_grad():
+            # Schulman's low-variance estimate of the reverse KL, http://joschu.net/blog/kl-approx.html
+            terms["approx_kl"] = (ratio - 1 - log_ratio).mean()
+            terms["clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
+        terms["loss"] = loss
+        # One transfer from the device for all of them
+        numbers = th.stack([term.detach() for term in terms.values()]).tolist()
+        if not math.isfinite(numbers[-1]):
+            raise ValueError(
+                f"The loss is not finite ({dict(zip(terms, numbers, strict=True))}). Lower learning_rate or "
+                "max_grad_norm, or normalize observations and rewards (VecNormalize). The weights are still those "
+                "before this step: model.save() works."
+            )
+        return loss, dict(zip(terms, numbers, strict=True))
+
+    def learn(
+        self: SelfLaplaceRecurrentPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "LaplaceRecurrentPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfLaplaceRecurrentPPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

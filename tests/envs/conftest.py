@@ -1,0 +1,20 @@
+"""Fixtures of the environments' tests."""
+
+import gymnasium as gym
+import pytest
+
+import sb3_laplace_envs  # noqa: F401 (registers the tasks)
+
+IDS = [f"sb3_laplace/{task}-v0" for task in ("FourierRegression", "DirichletBandit", "GridNavigation")]
+
+
+@pytest.fixture(params=IDS)
+def env_id(request: pytest.FixtureRequest) -> str:
+    """Each task's id in turn."""
+    return request.param
+
+
+@pytest.fixture
+def single(env_id: str) -> gym.Env:
+    """The single environment, without Gymnasium's wrappers."""
+    return gym.make(env_id).unwrapped

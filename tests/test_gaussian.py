@@ -1,0 +1,99 @@
+"""Gaussians in precision form against torch.distributions."""
+
+import pytest
+import torch as th
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian, safe_cholesky
+
+
+def random_gaussian(kind: str, batch: int, dim: int, seed: int, dtype: th.dtype = th.float64) -> Gaussian:
+    generator = th.Generator().manual_seed(seed)
+    mean = th.randn(batch, dim, generator=generator, dtype=dtype)
+    factor = th.randn(batch, dim, dim + 2, generator=generator, dtype=dtype)
+    precision = 0.3 * th.eye(dim, dtype=dtype) + factor @ factor.mT
+    if kind == "full":
+        return FullGaussian(mean, precision)
+    return DiagonalGaussian(mean, precision.diagonal(dim1=-2, dim2=-1).contiguous())
+
+
+def as_torch(gaussian: Gaussian) -> th.distributions.Distribution:
+    if isinstance(gaussian, FullGaussian):
+        return MultivariateNormal(gaussian.mean, precision_matrix=gaussian.precision)
+    return Independent(Normal(gaussian.mean, gaussian.stddev), 1)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@given(batch=st.integers(1, 4), dim=st.integers(1, 7), seed=st.integers(0, 2**31))
+def test_agrees_with_torch_distributions(kind: str, batch: int, dim: int, seed: int) -> None:
+    q, p = random_gaussian(kind, batch, dim, seed), random_gaussian(kind, batch, dim, seed + 1)
+    oracle_q, oracle_p = as_torch(q), as_torch(p)
+    th.testing.assert_close(q.entropy(), oracle_q.entropy())
+    th.testing.assert_close(q.kl(p), kl_divergence(oracle_q, oracle_p))
+    th.testing.assert_close(q.log_prob(p.mean), oracle_q.log_prob(p.mean))
+    th.testing.assert_close(q.variance, oracle_q.variance)
+    th.testing.assert_close(q.covariance.diagonal(dim1=-2, dim2=-1), oracle_q.variance)
+    th.testing.assert_close(q.stddev.square(), q.variance)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_kl_parts(kind: str) -> None:
+    q, p = random_gaussian(kind, 3, 4, 0), random_gaussian(kind, 3, 4, 1)
+    parts = q.kl_parts(p)
+    moved = type(q)(p.mean, q.precision)
+    th.testing.assert_close(parts.covariance, moved.kl(p))
+    th.testing.assert_close(parts.mean + parts.covariance, q.kl(p))
+    assert (q.kl(q) == 0).all() or q.kl(q).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_samples_have_the_right_moments(kind: str) -> None:
+    q = random_gaussian(kind, 2, 3, 5)
+    draws = q.sample(200_000)
+    assert draws.shape == (200_000, 2, 3)
+    # Standard errors are about 1/450 of a standard deviation
+    assert ((draws.mean(0) - q.mean) / q.stddev).abs().max() < 0.012
+    for entry in range(2):
+        th.testing.assert_close(th.cov(draws[:, entry].T), q.covariance[entry], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_indexing_takes_a_slice_of_the_batch(kind: str) -> None:
+    q = random_gaussian(kind, 5, 3, 2)
+    index = th.tensor([3, 1])
+    th.testing.assert_close(q[index].entropy(), q.entropy()[index])
+    q = random_gaussian(kind, 5, 3, 2)
+    th.testing.assert_close(q[index].variance, q.variance[index])
+
+
+def test_kl_of_different_structures_is_an_error() -> None:
+    with pytest.raises(TypeError, match="FullGaussian and a DiagonalGaussian"):
+        random_gaussian("full", 2, 3, 0).kl(random_gaussian("diagonal", 2, 3, 0))
+
+
+def test_cholesky_survives_rounding() -> None:
+    """Rank-deficient up to rounding: positive definite on paper, not in float32."""
+    direction = th.randn(1, 6, 2)
+    matrix = 1e-3 * th.eye(6) + 1e6 * direction @ direction.mT
+    factor = safe_cholesky(matrix)
+    assert factor.isfinite().all()
+    th.testing.assert_close(factor @ factor.mT, matrix, rtol=1e-3, atol=5.0)
+
+
+def test_cholesky_leaves_good_entries_alone() -> None:
+    good = th.eye(3) * 2
+    bad = th.ones(3, 3)
+    factor = safe_cholesky(th.stack((good, bad)))
+    assert th.equal(factor[0], th.linalg.cholesky(good))
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"), [(float("nan"), "holds NaN or infinity"), (-1.0, "is not positive definite")]
+)
+def test_cholesky_says_where_it_failed(broken: float, problem: str) -> None:
+    matrix = th.eye(3).repeat(4, 1, 1)
+    matrix[2, 1, 1] = broken
+    with pytest.raises(ValueError, match=rf"batch entry \(2,\) {problem}"):
+        safe_cholesky(matrix)
