@@ -21,7 +21,7 @@ class SequenceRolloutBufferSamples(NamedTuple):
     :param old_log_prob: shape (B,)
     :param advantages: shape (B,)
     :param returns: shape (B,)
-    :param lstm_states: recurrent states (h, c) before each sequence, each (layers, n_seq, H)
+    :param lstm_states: recurrent states before each sequence, each (layers or 1, n_seq, ...)
     :param episode_starts: 1 where an episode starts, shape (B,)
     :param mask: False at the padding of sequences shorter than T, shape (B,); None if there is none
     :param noise: noise of the latents, shape (K, n_seq, T, D); None if K = 0
@@ -113,7 +113,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param episode_start: whether an episode starts with this step, shape (n_envs,)
         :param value: shape (n_envs, 1)
         :param log_prob: shape (n_envs,)
-        :param lstm_states: recurrent states before the step
+        :param lstm_states: recurrent states before the step, as far as sequences need them
         :param noise: noise of the latents, shape (K, n_envs, D)
         :param kl_memory: what the posterior's KL needs, shape (n_envs, ...)
         """
@@ -131,7 +131,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         chunk = int(np.searchsorted(self.chunk_starts, self.pos))
         if chunk < len(self.chunk_starts) and self.chunk_starts[chunk] == self.pos:
             for name, state in (("pi", lstm_states.pi), ("vf", lstm_states.vf)):
-                for index, part in enumerate(state[:2]):
+                for index, part in enumerate(state):
                     self._store_state(f"{name}{index}", chunk, part)
         self.pos += 1
         self.full = self.pos == self.buffer_size
@@ -199,7 +199,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             return gather(self._stored[name]).flatten(0, 1)
 
         def states(name: str) -> tuple[th.Tensor, ...]:
-            return tuple(self._states[f"{name}{i}"].flatten(1, 2)[:, index] for i in range(2))
+            return tuple(part.flatten(1, 2)[:, index] for key, part in self._states.items() if key.startswith(name))
 
         observations: Any = {
             name.removeprefix("observation/"): gather_flat(name) for name in self._stored if name.startswith("obs")

@@ -6,9 +6,11 @@ batch dimensions ``...`` is allowed; D is the number of latent units.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch as th
+from typing_extensions import Self
 
 # A Cholesky factorization in floating point can fail on a matrix that is positive definite on paper, once
 # its condition number nears 1 / eps. These multiples of eps * (mean of the diagonal) are added in turn.
@@ -35,6 +37,9 @@ class Gaussian(ABC):
     :param precision: precision matrices (..., D, D), or their diagonals (..., D)
     """
 
+    mean: th.Tensor
+    precision: th.Tensor
+
     def __init__(self, mean: th.Tensor, precision: th.Tensor) -> None:
         self.mean = mean
         self.precision = precision
@@ -43,6 +48,11 @@ class Gaussian(ABC):
     def dim(self) -> int:
         """Number of latent units D."""
         return self.mean.shape[-1]
+
+    @property
+    def tensors(self) -> tuple[th.Tensor, ...]:
+        """The constructor's arguments."""
+        return (self.mean, self.precision)
 
     @property
     @abstractmethod
@@ -82,9 +92,32 @@ class Gaussian(ABC):
     def _trace_of_product(self, other: "Gaussian") -> th.Tensor:
         """``tr(other.precision @ self.covariance)``, shape (...,)."""
 
-    @abstractmethod
-    def __getitem__(self, index: th.Tensor | slice | int) -> "Gaussian":
+    def __getitem__(self, index: th.Tensor | slice | int) -> Self:
         """The Gaussians at ``index`` of the first batch dimension."""
+        return type(self)(*(part[index] for part in self.tensors))
+
+    def where(self, condition: th.Tensor, other: Self) -> Self:
+        """These Gaussians where the condition holds, the other ones elsewhere.
+
+        :param condition: shape (...,)
+        :param other: Gaussians of the same structure
+        """
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        batch = condition.dim()
+        return type(self)(
+            *(
+                th.where(condition.view(*condition.shape, *[1] * (theirs.dim() - batch)), own, theirs)
+                for own, theirs in pairs
+            )
+        )
+
+    @classmethod
+    def concatenate(cls, gaussians: Sequence["Gaussian"]) -> "Gaussian":
+        """One batch of all the batches, along the first dimension.
+
+        :param gaussians: batches of the same structure
+        """
+        return type(gaussians[0])(*(th.cat(parts) for parts in zip(*(one.tensors for one in gaussians), strict=True)))
 
     def entropy(self) -> th.Tensor:
         """Differential entropy ``(D (1 + log 2 pi) - logdet Lambda) / 2`` in nats, shape (...,)."""
@@ -148,9 +181,6 @@ class DiagonalGaussian(Gaussian):
     def _trace_of_product(self, other: Gaussian) -> th.Tensor:
         return (other.precision / self.precision).sum(-1)
 
-    def __getitem__(self, index: th.Tensor | slice | int) -> "DiagonalGaussian":
-        return DiagonalGaussian(self.mean[index], self.precision[index])
-
 
 class FullGaussian(Gaussian):
     """Gaussians with full precision matrices: ``precision`` has shape (..., D, D)."""
@@ -196,11 +226,104 @@ class FullGaussian(Gaussian):
         # Both factors are symmetric, so the trace is the sum of the elementwise product
         return (other.precision * self.covariance).sum((-2, -1))
 
-    def __getitem__(self, index: th.Tensor | slice | int) -> "FullGaussian":
-        result = FullGaussian(self.mean[index], self.precision[index])
+    def __getitem__(self, index: th.Tensor | slice | int) -> Self:
+        result = super().__getitem__(index)
         if self._cholesky is not None:
             result._cholesky = self._cholesky[index]
         return result
+
+
+class RotatedGaussian(Gaussian):
+    """Gaussians with covariance ``Q diag(exp(s)) Q^T``, Q orthogonal: nothing needs to be factorized.
+
+    :param mean: means, shape (..., D)
+    :param log_variance: log-variances s along the axes, shape (..., D)
+    :param rotation: orthogonal matrices Q, the axes in their columns, shape (..., D, D)
+    """
+
+    def __init__(self, mean: th.Tensor, log_variance: th.Tensor, rotation: th.Tensor) -> None:
+        self.mean = mean
+        self.log_variance = log_variance
+        self.rotation = rotation
+
+    @property
+    def tensors(self) -> tuple[th.Tensor, ...]:
+        return (self.mean, self.log_variance, self.rotation)
+
+    @property
+    def precision(self) -> th.Tensor:  # type: ignore[override]
+        """Precision matrices, shape (..., D, D)."""
+        return (self.rotation * (-self.log_variance).exp().unsqueeze(-2)) @ self.rotation.mT
+
+    @property
+    def covariance(self) -> th.Tensor:
+        return (self.rotation * self.log_variance.exp().unsqueeze(-2)) @ self.rotation.mT
+
+    @property
+    def variance(self) -> th.Tensor:
+        return (self.rotation.square() * self.log_variance.exp().unsqueeze(-2)).sum(-1)
+
+    def logdet_precision(self) -> th.Tensor:
+        return -self.log_variance.sum(-1)
+
+    def unwhiten(self, noise: th.Tensor) -> th.Tensor:
+        return (self.rotation @ (noise * (0.5 * self.log_variance).exp()).unsqueeze(-1)).squeeze(-1)
+
+    def mahalanobis(self, displacement: th.Tensor) -> th.Tensor:
+        along_axes = (self.rotation.mT @ displacement.unsqueeze(-1)).squeeze(-1)
+        return (along_axes.square() * (-self.log_variance).exp()).sum(-1)
+
+    def _trace_of_product(self, other: Gaussian) -> th.Tensor:
+        assert isinstance(other, RotatedGaussian)
+        between = other.rotation.mT @ self.rotation
+        weight = (self.log_variance.unsqueeze(-2) - other.log_variance.unsqueeze(-1)).exp()
+        return (between.square() * weight).sum((-2, -1))
+
+
+class PointMass(Gaussian):
+    """Points: the limit of no variance. Entropy is -inf, and KL is inf wherever two points differ.
+
+    :param mean: the points, shape (..., D)
+    """
+
+    def __init__(self, mean: th.Tensor) -> None:
+        self.mean = mean
+
+    @property
+    def tensors(self) -> tuple[th.Tensor, ...]:
+        return (self.mean,)
+
+    @property
+    def precision(self) -> th.Tensor:  # type: ignore[override]
+        """Infinite, shape (..., D)."""
+        return th.full_like(self.mean, math.inf)
+
+    @property
+    def covariance(self) -> th.Tensor:
+        return th.diag_embed(self.variance)
+
+    @property
+    def variance(self) -> th.Tensor:
+        return th.zeros_like(self.mean)
+
+    def logdet_precision(self) -> th.Tensor:
+        return th.full_like(self.mean[..., 0], math.inf)
+
+    def unwhiten(self, noise: th.Tensor) -> th.Tensor:
+        return th.zeros_like(noise)
+
+    def mahalanobis(self, displacement: th.Tensor) -> th.Tensor:
+        moved = (displacement != 0).any(-1)
+        return th.where(moved, math.inf, 0.0).to(displacement.dtype)
+
+    def _trace_of_product(self, other: Gaussian) -> th.Tensor:
+        return th.full_like(self.mean[..., 0], self.dim)
+
+    def kl_parts(self, other: Gaussian) -> KLParts:
+        if not isinstance(other, PointMass):
+            return super().kl_parts(other)
+        distance = 0.5 * self.mahalanobis(self.mean - other.mean)
+        return KLParts(distance, th.zeros_like(distance))
 
 
 def safe_cholesky(matrix: th.Tensor) -> th.Tensor:

@@ -45,9 +45,10 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     :param clip_range: clipping parameter, it can be a function of the progress remaining
     :param clip_range_vf: clipping parameter for the value function; None for no clipping
     :param normalize_advantage: whether to normalize the advantage
-    :param ent_coef: entropy coefficient of the loss
+    :param ent_coef: entropy coefficient of the loss, it can be a function of the progress remaining
     :param vf_coef: value function coefficient of the loss
-    :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4)
+    :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4); it
+        can be a function of the progress remaining
     :param max_grad_norm: maximum value for the gradient clipping
     :param use_sde: whether to use generalized State Dependent Exploration (with at most one sample)
     :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE (-1: once a rollout)
@@ -85,7 +86,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -97,7 +98,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        kl_coef: float = 0.0,
+        kl_coef: float | Schedule = 0.0,
         sequence_length: int | None = None,
         _init_setup_model: bool = True,
     ) -> None:
@@ -116,7 +117,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -147,7 +148,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
                 "this is no LaplaceRecurrentPPO model or policy."
             )
-        check_not_negative("kl_coef", self.kl_coef)
+        for name in ("ent_coef", "kl_coef"):
+            self._coefficient(name, progress_remaining=1.0)
         if self.sequence_length is None:
             return min(self.n_steps, self.n_steps if self.batch_size is None else self.batch_size)
         check_integer("sequence_length", self.sequence_length, minimum=1)
@@ -160,6 +162,19 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             )
         return self.sequence_length
 
+    def _coefficient(self, name: str, progress_remaining: float) -> float:
+        """Value of a coefficient that is a number or a schedule.
+
+        :raises ValueError: if it is negative or not finite
+        """
+        value = getattr(self, name)
+        return check_not_negative(name, value(progress_remaining) if callable(value) else value)
+
+    @property
+    def _with_kl(self) -> bool:
+        """Whether the KL penalty may be on: a schedule may pass through zero."""
+        return callable(self.kl_coef) or self.kl_coef > 0
+
     def _setup_model(self) -> None:
         sequence_length = self._check_arguments()
         self._setup_lr_schedule()
@@ -171,6 +186,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             use_sde=self.use_sde,
             **self.policy_kwargs,
         ).to(self.device)
+        if self._with_kl and self.policy.latent_layer.is_point:
+            raise ValueError(f"kl_coef must be 0 with posterior='point', which has no KL; got {self.kl_coef!r}.")
         self._last_lstm_states = self.policy.initial_states(self.n_envs)  # type: ignore[assignment]
         self.rollout_buffer = SequenceRolloutBuffer(
             self.n_steps,
@@ -244,9 +261,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                     episode_starts,
                     values,
                     log_probs,
-                    lstm_states=states,
+                    lstm_states=self.policy.sequence_states(states),
                     noise=step.noise,
-                    kl_memory=self.policy.latent_layer.kl_memory(step.posterior) if self.kl_coef > 0 else None,
+                    kl_memory=self.policy.latent_layer.kl_memory(step.posterior) if self._with_kl else None,
                 )
             states = step.states
             self._last_obs = new_obs  # type: ignore[assignment]
@@ -362,7 +379,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             samples.episode_starts,
             noise=samples.noise,
             kl_memory=samples.kl_memory,
-            with_kl=self.kl_coef > 0,
+            with_kl=self._with_kl,
         )
 
         def valid(tensor: th.Tensor) -> th.Tensor:
@@ -386,11 +403,12 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         # Approximated by the log-probabilities where the distribution has no closed form
         entropy = -log_prob if evaluation.entropy is None else valid(evaluation.entropy)
         entropy_loss = -entropy.mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        progress = self._current_progress_remaining
+        loss = policy_loss + self._coefficient("ent_coef", progress) * entropy_loss + self.vf_coef * value_loss
         terms = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
         if evaluation.kl is not None:
             terms["kl_loss"] = valid(evaluation.kl).mean()
-            loss = loss + self.kl_coef * terms["kl_loss"]
+            loss = loss + self._coefficient("kl_coef", progress) * terms["kl_loss"]
         with th.no_grad():
             # Schulman's low-variance estimate of the reverse KL, http://joschu.net/blog/kl-approx.html
             terms["approx_kl"] = (ratio - 1 - log_ratio).mean()

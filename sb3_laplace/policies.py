@@ -18,7 +18,7 @@ from sb3_laplace import recurrent
 from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_no_nan
 from sb3_laplace.distributions import mix
 from sb3_laplace.gaussian import Gaussian
-from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, make_posterior
+from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, SequenceInputs, make_posterior
 
 HEAD_INPUTS = ("hidden", "features")
 
@@ -70,15 +70,17 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
     :param action_space: action space
     :param lr_schedule: learning rate schedule
     :param latent_dim: number of latent units D; None for the identity latent (D = H)
-    :param posterior: "laplace", or a :class:`~sb3_laplace.posteriors.LatentPosterior` class
-    :param posterior_kwargs: keywords of the posterior, see
-        :class:`~sb3_laplace.posteriors.LaplacePosterior`
+    :param posterior: "laplace", "point" (RL^2), "constant_variance", "variational" (VRNN), or a
+        :class:`~sb3_laplace.posteriors.LatentPosterior` class
+    :param posterior_kwargs: keywords of the posterior's class, see :mod:`sb3_laplace.posteriors`
     :param n_posterior_samples: number of latents K drawn at each step; the policy is the mixture of the K
         action distributions and the value their mean. 0 acts on the posterior's mean.
     :param head_inputs: what the heads read beside the latent: any of "hidden" (the LSTM's output) and
         "features" (the extracted features)
     :param detach_critic: with ``shared_lstm=True``, keep the critic's gradient out of the LSTM, as
         RecurrentPPO does
+    :param rnn_type: "lstm", "gru" or "rnn" (tanh). The keywords that name an LSTM (``lstm_hidden_size``,
+        ``n_lstm_layers``, ``lstm_kwargs``, ``shared_lstm``, ``enable_critic_lstm``) hold for every type.
     :raises ValueError: if an argument is out of range
     """
 
@@ -96,6 +98,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         lstm_hidden_size: int = 256,
         n_lstm_layers: int = 1,
         lstm_kwargs: dict[str, Any] | None = None,
+        rnn_type: str = "lstm",
         **kwargs: Any,
     ) -> None:
         check_lstm_kwargs(lstm_kwargs)
@@ -104,11 +107,28 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             raise ValueError(f"use_sde=True (gSDE) takes n_posterior_samples <= 1, got {n_posterior_samples!r}.")
         if isinstance(head_inputs, str) or not set(head_inputs) <= set(HEAD_INPUTS):
             raise ValueError(f"head_inputs must be a sequence of any of {HEAD_INPUTS}, got {head_inputs!r}.")
-        latent_layer = make_posterior(posterior, lstm_hidden_size, latent_dim, posterior_kwargs or {})
-        self._head_dims = (latent_layer.latent_dim, lstm_hidden_size)
+        if rnn_type not in recurrent.RNN_TYPES:
+            raise ValueError(f"rnn_type must be one of {list(recurrent.RNN_TYPES)}, got {rnn_type!r}.")
         self.head_inputs = tuple(head_inputs)
-        # Asked for while the heads are built, before the parent class sets it
+        self.n_posterior_samples = n_posterior_samples
+        self.detach_critic = detach_critic
+        # Read by _build_mlp_extractor, which the parent class calls before it sets any of its own
         self.shared_lstm = kwargs.get("shared_lstm", False)
+        self._own_parameters = {
+            "latent_dim": latent_dim,
+            "posterior": posterior,
+            "posterior_kwargs": posterior_kwargs or {},
+            "n_posterior_samples": n_posterior_samples,
+            "head_inputs": self.head_inputs,
+            "detach_critic": detach_critic,
+            "rnn_type": rnn_type,
+            "lstm_hidden_size": lstm_hidden_size,
+            "n_lstm_layers": n_lstm_layers,
+            "lstm_kwargs": lstm_kwargs,
+            "shared_lstm": self.shared_lstm,
+            "enable_critic_lstm": kwargs.get("enable_critic_lstm", True),
+            "share_features_extractor": kwargs.get("share_features_extractor", True),
+        }
         super().__init__(
             observation_space,
             action_space,
@@ -118,36 +138,34 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             lstm_kwargs=lstm_kwargs,
             **kwargs,
         )
-        self.n_posterior_samples = n_posterior_samples
-        self.detach_critic = detach_critic
-        self.latent_layer = latent_layer
-        self._posterior_parameters = {
-            "latent_dim": latent_dim,
-            "posterior": posterior,
-            "posterior_kwargs": posterior_kwargs,
-            "n_posterior_samples": n_posterior_samples,
-            "head_inputs": self.head_inputs,
-            "detach_critic": detach_critic,
-            "lstm_hidden_size": lstm_hidden_size,
-            "n_lstm_layers": n_lstm_layers,
-            "lstm_kwargs": lstm_kwargs,
-            "shared_lstm": self.shared_lstm,
-            "enable_critic_lstm": self.enable_critic_lstm,
-            "share_features_extractor": self.share_features_extractor,
-        }
-        # Once more, now with the latent layer
-        self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-        )
+        if rnn_type != "lstm":
+            self._replace_lstm(recurrent.RNN_TYPES[rnn_type])
+            self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
+                self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), **self._posterior_parameters}
+        return {**super()._get_constructor_parameters(), **self._own_parameters}
+
+    def _replace_lstm(self, rnn_class: type[nn.RNNBase]) -> None:
+        """Put another recurrent network where the parent class has built an LSTM."""
+        for name in ("lstm_actor", "lstm_critic"):
+            lstm = getattr(self, name)
+            if lstm is not None:
+                rnn = rnn_class(lstm.input_size, lstm.hidden_size, num_layers=lstm.num_layers, **self.lstm_kwargs)
+                setattr(self, name, rnn)
 
     def _build_mlp_extractor(self) -> None:
-        """Heads of the sizes that actor and critic read, which may differ."""
+        """The latent layer, and heads of the sizes that actor and critic read, which may differ."""
         # SB3 counts the features of MultiDiscrete observations in numpy integers, which torch's LSTM refuses
         self.features_dim = int(self.features_dim)
-        latent_dim, hidden_size = self._head_dims
+        own = self._own_parameters
+        hidden_size = own["lstm_hidden_size"]
+        top_inputs = self.features_dim if own["n_lstm_layers"] == 1 else hidden_size
+        self.latent_layer = make_posterior(
+            own["posterior"], hidden_size, top_inputs, own["latent_dim"], own["posterior_kwargs"]
+        )
+        latent_dim = self.latent_layer.latent_dim
         extra = {"hidden": hidden_size, "features": self.features_dim}
         actor_dim = latent_dim + sum(extra[name] for name in self.head_inputs)
         self.lstm_output_dim = actor_dim
@@ -163,12 +181,26 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         """Recurrent states before any observation.
 
         :param n_envs: number of environments N
-        :return: ``pi`` is (h, c) of the actor, each (layers, N, H), then the posterior's own, each (1, N, ...);
-            ``vf`` is (h, c) of the critic
+        :return: ``pi`` is the state of the actor's network, (h, c) of an LSTM or (h,), each (layers, N, H), then the
+            posterior's own, each (1, N, ...); ``vf`` is that of the critic's network
         """
         shape = (self.lstm_hidden_state_shape[0], n_envs, self.lstm_hidden_state_shape[2])
         zeros = self.latent_layer.prior_mean.new_zeros(shape)
-        return RNNStates((zeros, zeros, *self.latent_layer.initial_state(n_envs)), (zeros, zeros))
+        of_network = (zeros,) * self._n_states
+        return RNNStates((*of_network, *self.latent_layer.initial_state(n_envs)), of_network)
+
+    def sequence_states(self, states: RNNStates) -> RNNStates:
+        """What of the recurrent states :meth:`evaluate_sequences` needs before a sequence.
+
+        :param states: recurrent states as :meth:`act` takes them
+        """
+        own = self.latent_layer.sequence_state(states.pi[self._n_states :])
+        return RNNStates((*states.pi[: self._n_states], *own), states.vf)
+
+    @property
+    def _n_states(self) -> int:
+        """Number of tensors in the state of one network."""
+        return recurrent.n_states(self.lstm_actor)
 
     def posterior(self, state: tuple[np.ndarray, ...]) -> Gaussian:
         """The posterior q_t that a state returned by :meth:`predict` holds.
@@ -177,9 +209,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         :return: a batch of N Gaussians: mean, variance, precision, entropy(), kl(), sample()
         :raises ValueError: if the state is not one of this policy
         """
-        hidden, _, *own = self._state_to_tensors(state)
+        tensors = self._state_to_tensors(state)
         with th.no_grad():
-            return self.latent_layer.from_state(hidden[-1], tuple(own))
+            return self.latent_layer.from_state(tensors[0][-1], tensors[self._n_states :])
 
     def _state_to_tensors(self, state: tuple[np.ndarray, ...], n_envs: int | None = None) -> tuple[th.Tensor, ...]:
         """Check a state of :meth:`predict` and convert it.
@@ -196,6 +228,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             n_envs = np.shape(state[0])[1] if np.ndim(state[0]) == 3 else 1
         for index, (array, first) in enumerate(zip(state, expected, strict=True)):
             shape = (first.shape[0], n_envs, *first.shape[2:])
+            # A dimension of size 0 is one that grows
+            growing = [i for i, size in enumerate(shape) if size == 0 and np.ndim(array) == len(shape)]
+            shape = tuple(np.shape(array)[i] if i in growing else size for i, size in enumerate(shape))
             if np.shape(array) != shape:
                 raise ValueError(
                     f"state[{index}] must have shape {shape}, got {np.shape(array)}: is it of another policy, "
@@ -212,19 +247,18 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
 
         :return: hidden states of the top layer (N, H), the posterior step and the new state
         """
-        hidden, cell, *own = state
-        own_state = tuple(own)
+        of_network, own = state[: self._n_states], state[self._n_states :]
         if bool(episode_starts.any()):
             keep = (1.0 - episode_starts).view(1, -1, 1)
-            hidden, cell = hidden * keep, cell * keep
-            own_state = self.latent_layer.reset(own_state, episode_starts)
-        previous_hidden = hidden[-1]
-        hidden, cell = recurrent.step(self.lstm_actor, features, (hidden, cell))
-        inputs = features if hidden.shape[0] == 1 else hidden[-2]
-        step = self.latent_layer.step(
-            self.lstm_actor, inputs, previous_hidden, (hidden[-1], cell[-1]), own_state, episode_starts
-        )
-        return hidden[-1], step, (hidden, cell, *step.state)
+            of_network = tuple(part * keep for part in of_network)
+            own = self.latent_layer.reset(own, episode_starts)
+        previous_hidden = of_network[0][-1]
+        of_network = recurrent.step(self.lstm_actor, features, of_network)
+        hidden = of_network[0]
+        inputs = features if len(hidden) == 1 else hidden[-2]
+        top = tuple(part[-1] for part in of_network)
+        step = self.latent_layer.step(self.lstm_actor, inputs, previous_hidden, top, own, episode_starts)
+        return hidden[-1], step, (*of_network, *step.state)
 
     def act(
         self, obs: PyTorchObs, states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
@@ -241,7 +275,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         latents, noise = self._draw(step.posterior, deterministic)
         heads = self._head_input(latents, hidden, pi_features)
         distribution = self._mixture(heads)
-        vf_state = pi_state[:2]
+        vf_state = pi_state[: self._n_states]
         if self.lstm_critic is not None:
             vf_state = self._critic_step(self.lstm_critic, vf_features, states.vf, episode_starts)
         values = self._values(heads if self.shared_lstm else self._critic_input(vf_features, vf_state[0][-1]))
@@ -265,7 +299,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         """Action distribution given the observations.
 
         :param obs: observations of N environments
-        :param lstm_states: the actor's state (h, c, then the posterior's own)
+        :param lstm_states: the actor's state, ``pi`` of :meth:`initial_states`
         :param episode_starts: 1 where an episode starts, shape (N,)
         :param deterministic: whether to stay at the posterior's mean instead of drawing latents
         :return: the distribution and the new state
@@ -281,7 +315,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         """Values of the observations at the posterior's mean: bootstrapping draws no random number.
 
         :param obs: observations of N environments
-        :param lstm_states: the critic's state (h, c)
+        :param lstm_states: the critic's state, ``vf`` of :meth:`initial_states`
         :param episode_starts: 1 where an episode starts, shape (N,)
         :return: shape (N, 1)
         """
@@ -312,7 +346,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
 
         :param obs: observations, sequence by sequence, shape (n_seq * T, ...)
         :param actions: shape (n_seq * T, ...)
-        :param states: recurrent states before the first step of each sequence, (h, c) each (layers, n_seq, H)
+        :param states: recurrent states before the first step of each sequence, see :meth:`sequence_states`
         :param episode_starts: 1 where an episode starts, shape (n_seq * T,)
         :param noise: noise of the rollout, shape (K, n_seq, T, D); None to stay at the mean
         :param kl_memory: what the posterior stored for its KL, shape (n_seq, T, ...)
@@ -322,8 +356,11 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         starts = episode_starts.view(n_seq, -1)
         pi_features, vf_features = self._features(obs)
         in_sequences = pi_features.view(n_seq, starts.shape[1], -1)
-        hidden = recurrent.run_sequences(self.lstm_actor, in_sequences, states.pi[:2], starts)
-        replay = self.latent_layer.replay(hidden, states.pi[0][-1], starts, noise, kl_memory, with_kl)
+        hidden = recurrent.run_sequences(self.lstm_actor, in_sequences, states.pi[: self._n_states], starts)
+        own = states.pi[self._n_states :]
+        replay = self.latent_layer.replay(
+            SequenceInputs(hidden, states.pi[0][-1], own, starts, noise, kl_memory, with_kl)
+        )
         flat_hidden = hidden.reshape(len(pi_features), -1)
         latents = replay.latents.reshape(-1, len(pi_features), replay.latents.shape[-1])
         heads = self._head_input(latents, flat_hidden, pi_features)
@@ -362,7 +399,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
 
     def _draw(self, posterior: Gaussian, deterministic: bool) -> tuple[th.Tensor, th.Tensor | None]:
         """Latents (max(K, 1), N, D) and their noise."""
-        if deterministic or self.n_posterior_samples == 0:
+        if deterministic or self.n_posterior_samples == 0 or self.latent_layer.is_point:
             return posterior.mean.unsqueeze(0), None
         return self.latent_layer.draw(posterior, self.n_posterior_samples)
 
@@ -376,11 +413,11 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
 
     @staticmethod
     def _critic_step(
-        lstm: nn.LSTM, features: th.Tensor, state: tuple[th.Tensor, ...], episode_starts: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
+        rnn: nn.RNNBase, features: th.Tensor, state: tuple[th.Tensor, ...], episode_starts: th.Tensor
+    ) -> tuple[th.Tensor, ...]:
         """One step of the network that the critic reads, reset where an episode starts."""
         keep = (1.0 - episode_starts).view(1, -1, 1)
-        return recurrent.step(lstm, features, (state[0] * keep, state[1] * keep))
+        return recurrent.step(rnn, features, tuple(part * keep for part in state))
 
     def _critic_input(self, features: th.Tensor, hidden: th.Tensor | None) -> th.Tensor:
         """What a critic apart from the actor reads, shape (1, B, H): its own LSTM's output, or its own layer."""
@@ -415,7 +452,8 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         :param state: the state returned by the last call; None before the first
         :param episode_start: True where an episode starts, shape (N,)
         :param deterministic: act on the posterior's mean and take the mode
-        :return: actions, and the state: (h, c, then the posterior's own), see :meth:`posterior`
+        :return: actions, and the state: (h, c, then the posterior's own, each (layers or 1, N, ...)), see
+            :meth:`posterior`
         :raises ValueError: if the observation holds NaN or the state is not one of this policy
         """
         self.set_training_mode(False)
@@ -425,7 +463,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         n_envs = len(first)
         with th.no_grad():
             states = self.initial_states(n_envs).pi if state is None else self._state_to_tensors(state, n_envs)
-            starts = np.zeros(n_envs) if episode_start is None else episode_start
+            starts = np.zeros(n_envs) if episode_start is None else np.asarray(episode_start)
+            if starts.size != n_envs:
+                raise ValueError(f"episode_start must have shape {(n_envs,)}, got {starts.shape}.")
             episode_starts = th.as_tensor(starts).to(self.latent_layer.prior_mean).view(n_envs)
             distribution, states = self.get_distribution(obs_tensor, states, episode_starts, deterministic)
             actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()

@@ -13,7 +13,16 @@ from sb3_laplace.jacobians import CellWeights
 _STEP_OVERHEAD = 16.0
 
 
-def step(rnn: nn.LSTM, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, th.Tensor]:
+#: What ``rnn_type`` names
+RNN_TYPES: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+def n_states(rnn: nn.RNNBase) -> int:
+    """Number of tensors in the module's state: 2 (hidden, cell) for an LSTM, else 1 (hidden)."""
+    return 2 if isinstance(rnn, nn.LSTM) else 1
+
+
+def step(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
     """One time step of all layers.
 
     The fused cell is used because a call of the module itself on sequences of length one mostly pays for
@@ -21,20 +30,30 @@ def step(rnn: nn.LSTM, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> tuple
 
     :param rnn: the recurrent module
     :param inputs: features, shape (N, F)
-    :param state: hidden and cell states, each of shape (layers, N, H)
-    :return: updated hidden and cell states, each of shape (layers, N, H)
+    :param state: hidden states, and cell states of an LSTM, each of shape (layers, N, H)
+    :return: the updated state, each of shape (layers, N, H)
     """
-    hidden, cell = [], []
+    layers: list[tuple[th.Tensor, ...]] = []
     for layer in range(rnn.num_layers):
         weights = CellWeights.of_layer(rnn, layer)
-        inputs, layer_cell = th.lstm_cell(inputs, (state[0][layer], state[1][layer]), *weights)
-        hidden.append(inputs)
-        cell.append(layer_cell)
-    return th.stack(hidden), th.stack(cell)
+        updated: tuple[th.Tensor, ...]
+        if isinstance(rnn, nn.LSTM):
+            updated = th.lstm_cell(inputs, (state[0][layer], state[1][layer]), *weights)
+        else:
+            cell = th.gru_cell if isinstance(rnn, nn.GRU) else th.rnn_tanh_cell
+            updated = (cell(inputs, state[0][layer], *weights),)
+        layers.append(updated)
+        inputs = updated[0]
+    return tuple(th.stack(parts) for parts in zip(*layers, strict=True))
+
+
+def _run(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
+    """Hidden states of the top layer over a sequence (T, n_seq, F), by the module itself."""
+    return rnn(inputs, state if isinstance(rnn, nn.LSTM) else state[0])[0]
 
 
 def run_sequences(
-    rnn: nn.LSTM,
+    rnn: nn.RNNBase,
     inputs: th.Tensor,
     state: tuple[th.Tensor, ...],
     episode_starts: th.Tensor,
@@ -55,9 +74,9 @@ def run_sequences(
     starts = episode_starts.detach().cpu().numpy() != 0
     if starts[:, 0].any():
         keep = (1.0 - episode_starts[:, 0]).view(1, n_seq, 1)
-        state = (state[0] * keep, state[1] * keep)
+        state = tuple(part * keep for part in state)
     if not starts[:, 1:].any():
-        return rnn(inputs.transpose(0, 1).contiguous(), state)[0].transpose(0, 1)
+        return _run(rnn, inputs.transpose(0, 1).contiguous(), state).transpose(0, 1)
 
     starts[:, 0] = True
     # Flat positions of each fragment: sequence * T + step, fragments in order
@@ -77,7 +96,7 @@ def run_sequences(
         # Only fragments at a sequence's own start inherit a state
         inherits = th.as_tensor(begin[group] % length == 0, device=inputs.device).view(1, -1, 1)
         initial = tuple((part[:, sequences] * inherits).contiguous() for part in state)
-        hidden = rnn(padded, initial)[0].reshape(positions.size, -1)
+        hidden = _run(rnn, padded, initial).reshape(positions.size, -1)
         output.append(hidden[th.as_tensor(np.flatnonzero(inside), device=inputs.device)])
         order.append(positions[inside])
     back = th.as_tensor(np.argsort(np.concatenate(order)), device=inputs.device)

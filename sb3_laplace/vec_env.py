@@ -24,8 +24,7 @@ from sb3_laplace.vec_infos import entries_of, figures, from_reset, observations_
 
 class GymnasiumVecEnv(VecEnv):
     """
-    Runs a batched Gymnasium environment behind the ``VecEnv`` interface, with the episode statistics
-    of SB3's ``Monitor``.
+    Runs a batched Gymnasium environment behind SB3's ``VecEnv`` interface.
 
     Observations, rewards, dones and the infos at the end of an episode are those of ``DummyVecEnv``
     over ``Monitor``. While an episode runs, ``infos[i]`` is empty: a dict per environment and step
@@ -48,8 +47,7 @@ class GymnasiumVecEnv(VecEnv):
       counts dones instead of ``info["episode"]``, such as ``VecMonitor``, counts these as well.
 
     :param env: The batched environment
-    :param filename: Where to write the episodes, as ``Monitor`` does (one file for all environments);
-        None for no file
+    :param filename: Where to write the episodes, like ``Monitor`` but one file for all; None for no file
     :raises TypeError: If ``env`` is not a ``gymnasium.vector.VectorEnv``
     :raises ValueError: If the metadata of ``env`` do not tell its autoreset mode
     :raises NotImplementedError: If the observation space is a tuple or nested
@@ -165,9 +163,8 @@ class GymnasiumVecEnv(VecEnv):
 
     def _autoreset(self, obs: Any, infos: dict[str, Any], dones: np.ndarray, ended: np.ndarray) -> list[Any]:
         """
-        Start the next episodes, or note that the environment will with its next step.
+        Start the next episodes (or note that the next step will), in place where ``obs`` has to change.
 
-        :param obs: Observations to go on from, put right in place
         :return: The terminal observation of each ended episode
         """
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
@@ -179,7 +176,7 @@ class GymnasiumVecEnv(VecEnv):
             self._ignoring = dict(zip(ended.tolist(), deepcopy(terminal_obs), strict=True))
         else:
             self.step_infos = deepcopy(self.step_infos)
-            reset_obs, reset_infos = self.env.reset(options={"reset_mask": dones.copy()})
+            reset_obs, reset_infos = self.env.reset(options={"reset_mask": dones})
             self._set_reset_infos(reset_infos, ended)
             for key in obs if isinstance(obs, dict) else [...]:
                 obs[key][ended] = reset_obs[key][ended]
@@ -214,9 +211,7 @@ class GymnasiumVecEnv(VecEnv):
         :raises ValueError: If the options of a list differ
         """
         if isinstance(options, list) and not all(data_equivalence(o, options[0], exact=True) for o in options):
-            raise ValueError(
-                "A batched environment is reset in one call: the options of all environments must be equal."
-            )
+            raise ValueError("The environments are reset in one call: the options of all have to be equal.")
         super().set_options(options)
 
     def close(self) -> None:
@@ -225,8 +220,8 @@ class GymnasiumVecEnv(VecEnv):
         self.env.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        images: Any = self.env.render() if self.render_mode == "rgb_array" else [None] * self.num_envs
-        return list(images)
+        frames: Any = self.env.render() if self.render_mode == "rgb_array" else [None] * self.num_envs
+        return list(frames)
 
     def has_attr(self, attr_name: str) -> bool:
         if isinstance(self.env.unwrapped, AsyncVectorEnv):
@@ -237,7 +232,7 @@ class GymnasiumVecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         Get an attribute of the single environments (``SyncVectorEnv``, ``AsyncVectorEnv``) or of the batched
-        one, where a sequence of length num_envs has an entry for each, and anything else is the same for all.
+        one, where a sequence of length num_envs has an entry for each, and anything else holds for all.
 
         :raises AttributeError: If there is no such attribute
         """
@@ -269,11 +264,9 @@ class GymnasiumVecEnv(VecEnv):
         owner = self._owner(attr_name)
         current = getattr(owner, attr_name, None)
         if isinstance(current, np.ndarray | list) and len(current) == self.num_envs:
-            # Set as a whole: a property may return a copy, and writing into that would change nothing
-            values = current.copy()
             for i in chosen:
-                values[i] = value
-            value = values
+                current[i] = value
+            value = current  # set again: a property may have returned a copy
         else:
             self._require_all(chosen, attr_name)
         setattr(owner, attr_name, value)
@@ -300,10 +293,7 @@ class GymnasiumVecEnv(VecEnv):
         return entries_of(results, chosen, self.num_envs)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        Whether single environments have a wrapper; always True for ``Monitor``, whose statistics
-        the adapter provides (``evaluate_policy`` asks, to know whether to trust ``info["episode"]``).
-        """
+        """As in SB3, and True for ``Monitor``, whose statistics the adapter has: ``evaluate_policy`` asks for it."""
         base = self.env.unwrapped
         return [
             wrapper_class is Monitor
@@ -406,5 +396,5 @@ def _make_batched(env_id: str, n_envs: int, env_kwargs: dict[str, Any]) -> Vecto
         if env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP) != AutoresetMode.NEXT_STEP:
             return env
         env.close()
-        return None
+        break
     return None

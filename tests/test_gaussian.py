@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian, safe_cholesky
+from sb3_laplace.gaussian import (
+    DiagonalGaussian,
+    FullGaussian,
+    Gaussian,
+    PointMass,
+    RotatedGaussian,
+    safe_cholesky,
+)
 
 
 def random_gaussian(kind: str, batch: int, dim: int, seed: int, dtype: th.dtype = th.float64) -> Gaussian:
@@ -16,16 +23,19 @@ def random_gaussian(kind: str, batch: int, dim: int, seed: int, dtype: th.dtype 
     precision = 0.3 * th.eye(dim, dtype=dtype) + factor @ factor.mT
     if kind == "full":
         return FullGaussian(mean, precision)
+    if kind == "rotated":
+        variance, axes = th.linalg.eigh(precision.inverse())
+        return RotatedGaussian(mean, variance.log(), axes)
     return DiagonalGaussian(mean, precision.diagonal(dim1=-2, dim2=-1).contiguous())
 
 
 def as_torch(gaussian: Gaussian) -> th.distributions.Distribution:
-    if isinstance(gaussian, FullGaussian):
+    if isinstance(gaussian, (FullGaussian, RotatedGaussian)):
         return MultivariateNormal(gaussian.mean, precision_matrix=gaussian.precision)
     return Independent(Normal(gaussian.mean, gaussian.stddev), 1)
 
 
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
 @given(batch=st.integers(1, 4), dim=st.integers(1, 7), seed=st.integers(0, 2**31))
 def test_agrees_with_torch_distributions(kind: str, batch: int, dim: int, seed: int) -> None:
     q, p = random_gaussian(kind, batch, dim, seed), random_gaussian(kind, batch, dim, seed + 1)
@@ -38,17 +48,17 @@ def test_agrees_with_torch_distributions(kind: str, batch: int, dim: int, seed: 
     th.testing.assert_close(q.stddev.square(), q.variance)
 
 
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
 def test_kl_parts(kind: str) -> None:
     q, p = random_gaussian(kind, 3, 4, 0), random_gaussian(kind, 3, 4, 1)
     parts = q.kl_parts(p)
-    moved = type(q)(p.mean, q.precision)
+    moved = type(q)(p.mean, *q.tensors[1:])
     th.testing.assert_close(parts.covariance, moved.kl(p))
     th.testing.assert_close(parts.mean + parts.covariance, q.kl(p))
     assert (q.kl(q) == 0).all() or q.kl(q).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
 def test_samples_have_the_right_moments(kind: str) -> None:
     q = random_gaussian(kind, 2, 3, 5)
     draws = q.sample(200_000)
@@ -59,13 +69,33 @@ def test_samples_have_the_right_moments(kind: str) -> None:
         th.testing.assert_close(th.cov(draws[:, entry].T), q.covariance[entry], rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["full", "diagonal"])
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
 def test_indexing_takes_a_slice_of_the_batch(kind: str) -> None:
     q = random_gaussian(kind, 5, 3, 2)
     index = th.tensor([3, 1])
     th.testing.assert_close(q[index].entropy(), q.entropy()[index])
     q = random_gaussian(kind, 5, 3, 2)
     th.testing.assert_close(q[index].variance, q.variance[index])
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
+def test_where_and_concatenate(kind: str) -> None:
+    q, p = random_gaussian(kind, 4, 3, 2), random_gaussian(kind, 4, 3, 3)
+    condition = th.tensor([True, False, False, True])
+    th.testing.assert_close(
+        q.where(condition, p).covariance, th.where(condition.view(4, 1, 1), q.covariance, p.covariance)
+    )
+    joined = Gaussian.concatenate([q, p])
+    assert type(joined) is type(q)
+    th.testing.assert_close(joined.entropy(), th.cat((q.entropy(), p.entropy())))
+
+
+def test_point_mass_is_the_limit_of_no_variance() -> None:
+    q, p = PointMass(th.zeros(2, 3)), PointMass(th.tensor([[0.0, 0, 0], [0, 0, 1]]))
+    assert th.equal(q.entropy(), th.full((2,), -th.inf))
+    assert th.equal(q.kl(p), th.tensor([0.0, th.inf]))
+    assert th.equal(p.sample(2), p.mean.expand(2, 2, 3))
+    assert th.equal(p.variance, th.zeros(2, 3))
 
 
 def test_kl_of_different_structures_is_an_error() -> None:

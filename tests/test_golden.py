@@ -13,8 +13,30 @@ from sb3_laplace import LaplaceLstmPolicy
 GOLDEN = Path(__file__).parent / "golden"
 # File name -> keywords of the policy. The reference's prior is N(0, I).
 CASES: dict[str, dict[str, Any]] = {
-    "markov_full": {"posterior_kwargs": {"covariance": "full"}},
+    "constant_variance": {"posterior": "constant_variance"},
     "markov_diag": {"posterior_kwargs": {"covariance": "diagonal"}},
+    "markov_diag_gru": {"posterior_kwargs": {"covariance": "diagonal"}, "rnn_type": "gru"},
+    "markov_full": {"posterior_kwargs": {"covariance": "full"}},
+    "markov_full_gru": {"posterior_kwargs": {"covariance": "full"}, "rnn_type": "gru"},
+    "markov_sum_both_diag": {"posterior_kwargs": {"covariance": "diagonal", "sum_means": True}},
+    "markov_sum_both_full": {"posterior_kwargs": {"covariance": "full", "sum_means": True}},
+    "stationary_diag": {"posterior_kwargs": {"covariance": "diagonal", "factorization": "stationary"}},
+    "stationary_full": {"posterior_kwargs": {"covariance": "full", "factorization": "stationary"}},
+    "stationary_full_damping0.1": {
+        "posterior_kwargs": {"covariance": "full", "factorization": "stationary", "damping": 0.1}
+    },
+    "stationary_normalized_full": {
+        "posterior_kwargs": {"covariance": "full", "factorization": "stationary", "normalize": True}
+    },
+    "step_diag": {"posterior_kwargs": {"covariance": "diagonal", "factorization": "stationary", "window": 1}},
+    "step_full": {"posterior_kwargs": {"covariance": "full", "factorization": "stationary", "window": 1}},
+    "step_sum_mean_full": {
+        "posterior_kwargs": {"covariance": "full", "factorization": "stationary", "window": 1, "sum_means": True}
+    },
+    "variational_diag": {"posterior": "variational", "posterior_kwargs": {"covariance": "diagonal"}},
+    "variational_full_cayley": {"posterior": "variational", "posterior_kwargs": {"covariance": "full"}},
+    "window4_full": {"posterior_kwargs": {"covariance": "full", "factorization": "stationary", "window": 4}},
+    "window4_sum_precision_full": {"posterior_kwargs": {"covariance": "full", "window": 4}},
 }
 
 
@@ -37,10 +59,16 @@ def load_policy(golden: dict[str, np.ndarray], policy_kwargs: dict[str, Any]) ->
         "core_bias_hh": "lstm_actor.bias_hh_l0",
         "latent_weight": "latent_layer.mean_net.weight",
         "latent_bias": "latent_layer.mean_net.bias",
+        "scale_weight": "latent_layer.scale_net.weight",
+        "scale_bias": "latent_layer.scale_net.bias",
     }
     weights = {names[key]: th.as_tensor(value) for key, value in golden.items() if key in names}
     policy.load_state_dict({**policy.state_dict(), **weights})
     return policy
+
+
+def test_every_file_is_a_case() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.npz")} == set(CASES)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -77,7 +77,7 @@ def test_predict_is_recurrent_ppos(space: str) -> None:
         start = np.random.default_rng(0).random(3) < 0.3
     single, state = ours.predict(BOX.sample(), deterministic=True)
     assert single.shape == ACTION_SPACES[space].shape
-    assert [part.shape for part in state] == [(1, 1, 8)] * 3
+    assert [part.shape for part in state] == [(1, 1, 8)] * 4
 
 
 def test_initial_weights_are_recurrent_ppos() -> None:
@@ -165,12 +165,12 @@ def test_million_steps_on_one_episode(kwargs: dict[str, Any]) -> None:
         observation = th.rand(2, 4)
         for _ in range(200):
             _, state = policy.get_distribution(observation, state, th.zeros(2))
-        before = state[2]
+        before = state[3]
         _, state = policy.get_distribution(observation, state, th.zeros(2))
-        hidden, cell, precision = state
+        hidden, cell, mean, precision = state
         curvature = precision - before
         assert curvature.abs().max() > 0
-        state = (hidden, cell, precision + 1e6 * curvature)
+        state = (hidden, cell, mean, precision + 1e6 * curvature)
         previous = policy.latent_layer.from_state(hidden[-1], state[2:])
         for _ in range(100):
             _, state = policy.get_distribution(observation, state, th.zeros(2))

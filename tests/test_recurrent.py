@@ -10,15 +10,18 @@ from torch import nn
 from sb3_laplace import recurrent
 
 
-def step_by_step(rnn: nn.LSTM, inputs: th.Tensor, state: tuple, starts: th.Tensor) -> th.Tensor:
+def step_by_step(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple, starts: th.Tensor) -> th.Tensor:
     output = []
     for t in range(inputs.shape[1]):
         keep = (1.0 - starts[:, t]).view(1, -1, 1)
-        hidden, state = rnn(inputs[:, t].unsqueeze(0), (state[0] * keep, state[1] * keep))
+        state = tuple(part * keep for part in state)
+        hidden, state = rnn(inputs[:, t].unsqueeze(0), state if len(state) == 2 else state[0])
+        state = state if isinstance(state, tuple) else (state,)
         output.append(hidden[0])
     return th.stack(output, dim=1)
 
 
+@pytest.mark.parametrize("cell", recurrent.RNN_TYPES)
 @given(
     n_seq=st.integers(1, 5),
     length=st.integers(1, 12),
@@ -28,12 +31,12 @@ def step_by_step(rnn: nn.LSTM, inputs: th.Tensor, state: tuple, starts: th.Tenso
     seed=st.integers(0, 2**31),
 )
 def test_sequences_equal_step_by_step(
-    n_seq: int, length: int, layers: int, rate: float, common: bool, seed: int
+    cell: str, n_seq: int, length: int, layers: int, rate: float, common: bool, seed: int
 ) -> None:
     th.manual_seed(seed)
-    rnn = nn.LSTM(3, 4, num_layers=layers).double()
+    rnn = recurrent.RNN_TYPES[cell](3, 4, num_layers=layers).double()
     inputs = th.randn(n_seq, length, 3, dtype=th.float64, requires_grad=True)
-    state = tuple(th.randn(layers, n_seq, 4, dtype=th.float64) for _ in range(2))
+    state = tuple(th.randn(layers, n_seq, 4, dtype=th.float64) for _ in range(recurrent.n_states(rnn)))
     starts = (th.rand(1 if common else n_seq, length) < rate).double().expand(n_seq, length)
     oracle = step_by_step(rnn, inputs, state, starts)
     weights = [inputs, *rnn.parameters()]
@@ -44,12 +47,14 @@ def test_sequences_equal_step_by_step(
         th.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("cell", recurrent.RNN_TYPES)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_step_equals_the_module(layers: int, bias: bool) -> None:
-    rnn = nn.LSTM(3, 4, num_layers=layers, bias=bias)
-    inputs, state = th.randn(5, 3), (th.randn(layers, 5, 4), th.randn(layers, 5, 4))
-    _, expected = rnn(inputs.unsqueeze(0), state)
+def test_one_step_equals_the_module(cell: str, layers: int, bias: bool) -> None:
+    rnn = recurrent.RNN_TYPES[cell](3, 4, num_layers=layers, bias=bias)
+    inputs, state = th.randn(5, 3), tuple(th.randn(layers, 5, 4) for _ in range(recurrent.n_states(rnn)))
+    _, expected = rnn(inputs.unsqueeze(0), state if len(state) == 2 else state[0])
+    expected = expected if isinstance(expected, tuple) else (expected,)
     for part, oracle in zip(recurrent.step(rnn, inputs, state), expected, strict=True):
         th.testing.assert_close(part, oracle)
 

@@ -34,8 +34,11 @@ from stable_baselines3.common.vec_env import (
 
 import sb3_laplace_envs  # noqa: F401 (registers the tasks)
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
+from sb3_laplace.vec_infos import unbatch, with_final_infos
 
 TASKS = ("sb3_laplace/DirichletBandit-v0", "sb3_laplace/FourierRegression-v0", "sb3_laplace/GridNavigation-v0")
+# What SB3's make_vec_env says of environments without images
+pytestmark = pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")
 LOSSLESS = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
@@ -100,7 +103,7 @@ class ScriptedEnv(gym.Env):
         if over:
             info["is_success"] = bool(self.length > 2)
             info["path"] = np.arange(3.0) + self.length
-        reward = float(self.np_random.normal() + 0.1 * int(action))
+        reward = float(np.float32(self.np_random.normal() + 0.1 * int(action)))
         terminated, truncated = over and self.ends != "truncated", over and self.ends != "terminated"
         return self._observe(), reward, terminated, truncated, info
 
@@ -127,7 +130,7 @@ class ScriptedVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.buffer = create_empty_array(self.single_observation_space, num_envs)
-        self.rewards = np.zeros(num_envs, dtype=np.float64)
+        self.rewards = np.zeros(num_envs, dtype=np.float32)
         self.terminated, self.truncated = np.zeros((2, num_envs), dtype=bool)
         self.figure = np.zeros(num_envs)
         self.difficulty = np.arange(num_envs, dtype=np.float64)
@@ -225,9 +228,14 @@ def assert_same_run(expected: DummyVecEnv, actual: GymnasiumVecEnv, n_steps: int
         assert_equal(dones, actual_dones)
         for i, (info, actual_info) in enumerate(zip(infos, actual_infos, strict=True)):
             for key, values in actual.step_infos.items():
-                if key in info and isinstance(info[key], float | int):
+                if key.startswith("_"):
+                    continue
+                assert actual.step_infos.get(f"_{key}", [True] * n_envs)[i] == (key in info)
+                if isinstance(info.get(key), float | int):
                     assert values[i] == info[key]
                     sums[i][key] = sums[i].get(key, 0.0) + info[key]
+                elif key == "nested":
+                    assert values["deep"][i] == info[key]["deep"]
             if not dones[i]:
                 assert actual_info == {}
                 continue
@@ -273,10 +281,12 @@ def test_tasks_same_as_dummy_vec_env(env_id: str) -> None:
     assert isinstance(actual, GymnasiumVecEnv)
     expected = env_util.make_vec_env(env_id, 3, seed=5, env_kwargs={"trial_length": 7})
     assert assert_same_run(expected, actual, 30) == 12
+    assert actual.reset_infos == expected.reset_infos
 
 
-def test_the_infos_of_an_episode_end_are_those_of_dummy_vec_env() -> None:
-    expected, actual = oracle(3), GymnasiumVecEnv(sync(3))
+@pytest.mark.parametrize("mode", LOSSLESS)
+def test_the_infos_of_an_episode_end_are_those_of_dummy_vec_env(mode: AutoresetMode) -> None:
+    expected, actual = oracle(3), GymnasiumVecEnv(sync(3, mode))
     for venv in (expected, actual):
         venv.seed(1)
         venv.reset()
@@ -288,6 +298,8 @@ def test_the_infos_of_an_episode_end_are_those_of_dummy_vec_env() -> None:
                 info.pop("episode")
             assert_equal(infos[i], actual_infos[i])  # nested dicts, strings, arrays, is_success
             assert {"nested", "name", "path", "is_success"} <= infos[i].keys()
+            for key in ("count", "figure", "is_success"):
+                assert type(infos[i][key]) is type(actual_infos[i][key])
         assert expected.reset_infos == actual.reset_infos
 
 
@@ -367,11 +379,25 @@ def test_cart_pole_vector_env() -> None:
 # Observations, infos and figures
 
 
+class ReusingEnv(ScriptedEnv):
+    """Returns the same array at each step."""
+
+    def _observe(self) -> Any:
+        self.buffer = getattr(self, "buffer", np.zeros(3, dtype=np.float32))
+        self.buffer[:] = super()._observe()
+        return self.buffer
+
+
 @pytest.mark.parametrize("mode", LOSSLESS)
-@pytest.mark.parametrize("obs_kind", ["box", "dict"])
-def test_nothing_returned_changes_later(mode: AutoresetMode, obs_kind: str) -> None:
+@pytest.mark.parametrize("kind", ["box", "dict", "single"])
+def test_nothing_returned_changes_later(mode: AutoresetMode, kind: str) -> None:
     """ScriptedVectorEnv returns the same buffers at each step."""
-    venv = GymnasiumVecEnv(ScriptedVectorEnv(2, mode, obs_kind=obs_kind))
+    env: VectorEnv
+    if kind == "single":
+        env = SyncVectorEnv([ReusingEnv] * 2, copy=False, autoreset_mode=mode)
+    else:
+        env = ScriptedVectorEnv(2, mode, obs_kind=kind)
+    venv = GymnasiumVecEnv(env)
     venv.seed(0)
     kept = [(venv.reset(), np.zeros(2), np.zeros(2), [{}, {}])]
     snapshots = [repr(kept[0])]
@@ -388,6 +414,7 @@ def test_types_are_those_of_sb3() -> None:
     assert (rewards.dtype, rewards.shape, dones.dtype, dones.shape) == (np.float32, (2,), bool, (2,))
     assert {type(infos[0]["episode"][key]) for key in ("r", "t", "figure")} == {float}
     assert type(infos[0]["episode"]["l"]) is int
+    assert infos[0]["episode"]["r"] == round(float(rewards[0]), 6) != float(rewards[0])
     assert type(infos[0]["TimeLimit.truncated"]) is bool
 
 
@@ -422,6 +449,13 @@ def test_step_infos_are_the_steps_own() -> None:
     assert n_ends > 5
     venv.reset()
     assert venv.step_infos == {}
+
+
+def test_final_infos_of_another_shape_hold_for_the_ended_alone() -> None:
+    done = np.array([True, False])
+    merged = with_final_infos({"a": np.zeros((2, 3)), "_a": ~done}, {"a": np.ones((2, 2)), "_a": done}, done)
+    assert unbatch(merged, np.arange(2), 2)[1] == {}
+    assert_equal(unbatch(merged, np.arange(1), 2)[0], {"a": np.ones(2)})
 
 
 def test_a_reset_starts_the_sums_again() -> None:
@@ -471,8 +505,8 @@ def test_seeds_and_options_are_used_once() -> None:
     twin.set_options([{"offset": 1000.0}] * 2)
     np.testing.assert_array_equal(twin.reset(), shifted)
     assert venv._options == [{}, {}]
-    with pytest.raises(ValueError, match="options of all environments must be equal"):
-        twin.set_options([{"offset": np.ones(2)}, {"offset": np.zeros(2)}])
+    with pytest.raises(ValueError, match="options of all have to be equal"):
+        twin.set_options([{"offset": np.ones(2)}, {"offset": np.ones(2) + 1e-9}])
 
 
 def test_without_a_seed_runs_differ() -> None:
@@ -806,6 +840,8 @@ def test_make_vec_env_writes_a_monitor_file(tmp_path: Any) -> None:
     venv.reset()
     returns = [info["episode"]["r"] for _ in range(10) for info in venv.step(np.zeros(3))[3] if "episode" in info]
     venv.close()
+    assert venv._results_writer is not None
+    assert venv._results_writer.file_handler.closed
     assert [path.name for path in folder.iterdir()] == ["4.monitor.csv"]
     header, *lines = (folder / "4.monitor.csv").read_text().splitlines()
     assert header.startswith("#{")
@@ -816,6 +852,21 @@ def test_make_vec_env_writes_a_monitor_file(tmp_path: Any) -> None:
     assert {row["l"] for row in rows} == {"5"}
 
 
+def test_make_vec_env_imports_the_module_of_an_id(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_tasks.py").write_text(
+        "import gymnasium as gym\n"
+        "class Bandit(gym.vector.VectorEnv):\n"
+        "    metadata = {'autoreset_mode': gym.vector.AutoresetMode.SAME_STEP}\n"
+        "    single_observation_space = single_action_space = gym.spaces.Discrete(2)\n"
+        "    def __init__(self, num_envs):\n"
+        "        self.num_envs = num_envs\n"
+        "gym.register('SomeTask-v0', vector_entry_point=Bandit)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert isinstance(make_vec_env("some_tasks:SomeTask-v0"), GymnasiumVecEnv)
+    del gym.registry["SomeTask-v0"]
+
+
 def test_make_vec_env_errors() -> None:
     with pytest.raises(ValueError, match="n_envs must be at least 1, got 0"):
         make_vec_env(TASKS[0], 0)
@@ -823,6 +874,8 @@ def test_make_vec_env_errors() -> None:
         make_vec_env("NoSuchEnvironment-v0")
     with pytest.raises(ModuleNotFoundError):
         make_vec_env("no_such_module:CartPole-v1")
+    with pytest.raises(TypeError, match="start_method"):  # SB3's: DummyVecEnv takes none
+        make_vec_env(TASKS[0], vec_env_kwargs={"start_method": "fork"})
     with pytest.raises(TypeError, match="no_such_argument"):
         make_vec_env(TASKS[0], env_kwargs={"no_such_argument": 1})
     with pytest.raises(ValueError, match="trial_length"):

@@ -1,0 +1,237 @@
+"""The interface of the latent layer: from recurrent states to Gaussian posteriors over the task latent.
+
+Shapes: N environments, S sequences of T steps, H hidden units, D latent units, K samples.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_laplace.checks import check_integer, check_positive
+from sb3_laplace.gaussian import DiagonalGaussian, Gaussian
+
+# At the default gain of one |J| is below 0.03 and mu far smaller than the posterior's noise: sampling
+# swamps the latent and learning starts late.
+_LATENT_GAIN = 3.0
+
+
+class PosteriorStep(NamedTuple):
+    """What a posterior makes of one time step.
+
+    :param posterior: q_t, batch of N
+    :param prior: q_{t-1}, or the prior q_0 at an episode's first step, batch of N
+    :param state: the posterior's own part of the recurrent state after the step, each (1, N, ...)
+    """
+
+    posterior: Gaussian
+    prior: Gaussian
+    state: tuple[th.Tensor, ...]
+
+
+class Replay(NamedTuple):
+    """What the heads and the loss need of a posterior in an update.
+
+    :param latents: what the heads read, shape (max(K, 1), S, T, D)
+    :param kl: KL(q_t || sg(q_{t-1})) up to terms without gradient, in nats, shape (S, T); None if not asked for
+    """
+
+    latents: th.Tensor
+    kl: th.Tensor | None
+
+
+class SequenceInputs(NamedTuple):
+    """What an update knows of S sequences of T steps.
+
+    :param hidden: hidden states of the top layer under the current weights, shape (S, T, H)
+    :param initial_hidden: the same before the first step, shape (S, H)
+    :param initial_state: what :meth:`LatentPosterior.sequence_state` kept before the first step, each (1, S, ...)
+    :param episode_starts: 1 where an episode starts, shape (S, T)
+    :param noise: noise of the rollout, shape (K, S, T, D), or None to stay at the mean
+    :param kl_memory: what :meth:`LatentPosterior.kl_memory` kept of each step, shape (S, T, ...), or None
+    :param with_kl: whether the KL between successive posteriors is asked for
+    """
+
+    hidden: th.Tensor
+    initial_hidden: th.Tensor
+    initial_state: tuple[th.Tensor, ...]
+    episode_starts: th.Tensor
+    noise: th.Tensor | None
+    kl_memory: th.Tensor | None
+    with_kl: bool
+
+
+class LatentPosterior(nn.Module, ABC):
+    """Interface of the latent layer between the actor's recurrent network and the heads.
+
+    The latent mean is ``mu_t = h_t`` (``latent_dim=None``, the unmodified architecture) or
+    ``mu_t = W h_t + b``. Subclass :class:`HiddenStatePosterior` for a posterior that is a function of the
+    hidden state alone, this class for one with a memory of its own.
+
+    :param hidden_size: number of hidden units H
+    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param latent_dim: number of latent units D, None for the identity (D = H)
+    :param prior_std: standard deviation of the prior q_0 = N(0, prior_std^2 I)
+    :raises ValueError: if latent_dim or prior_std is not positive
+    """
+
+    #: True if q_t is a point: there is nothing to sample and no KL
+    is_point: ClassVar[bool] = False
+    prior_mean: th.Tensor
+
+    def __init__(
+        self, hidden_size: int, input_size: int, latent_dim: int | None = None, prior_std: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.input_size = input_size
+        self.latent_dim = hidden_size if latent_dim is None else check_integer("latent_dim", latent_dim, minimum=1)
+        self.prior_std = check_positive("prior_std", prior_std)
+        # Not a parameter and not saved: it knows the device and the floating point type
+        self.register_buffer("prior_mean", th.zeros(self.latent_dim), persistent=False)
+        self.mean_net = None if latent_dim is None else nn.Linear(hidden_size, self.latent_dim)
+        if self.mean_net is not None:
+            nn.init.orthogonal_(self.mean_net.weight, gain=_LATENT_GAIN)
+            nn.init.zeros_(self.mean_net.bias)
+
+    def latent_mean(self, hidden: th.Tensor) -> th.Tensor:
+        """mu_t, shape (..., D).
+
+        :param hidden: hidden states of the top layer, shape (..., H)
+        """
+        return hidden if self.mean_net is None else self.mean_net(hidden)
+
+    def prior(self, n_envs: int) -> Gaussian:
+        """The prior q_0 = N(0, prior_std^2 I), a batch of n_envs, of the posterior's own structure."""
+        mean = self.prior_mean.expand(n_envs, -1)
+        return DiagonalGaussian(mean, th.full_like(mean, self.prior_std**-2))
+
+    # -- acting -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
+        """The posterior's own part of the recurrent state before any observation, each (1, n_envs, ...).
+
+        A dimension of size 0 is one that grows.
+        """
+
+    @abstractmethod
+    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+        """Start again from the prior where an episode starts.
+
+        :param state: own part of the recurrent state, each (1, N, ...)
+        :param episode_starts: 1 where an episode starts, shape (N,)
+        """
+
+    @abstractmethod
+    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
+        """q_t as the recurrent state holds it.
+
+        :param hidden: hidden states of the top layer, shape (N, H)
+        :param state: own part of the recurrent state, each (1, N, ...)
+        """
+
+    @abstractmethod
+    def step(
+        self,
+        rnn: nn.RNNBase,
+        inputs: th.Tensor,
+        previous_hidden: th.Tensor,
+        rnn_state: tuple[th.Tensor, ...],
+        state: tuple[th.Tensor, ...],
+        episode_starts: th.Tensor,
+    ) -> PosteriorStep:
+        """Take in one observation.
+
+        :param rnn: the actor's recurrent network
+        :param inputs: inputs of its top layer, shape (N, F)
+        :param previous_hidden: hidden states of the top layer before the step, zero at an episode's start, (N, H)
+        :param rnn_state: updated state of the top layer, each (N, H)
+        :param state: own part of the recurrent state before the step, reset where episodes start
+        :param episode_starts: 1 where an episode starts, shape (N,)
+        """
+
+    @abstractmethod
+    def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
+        """Sample latents, and the noise that an update needs to find them again.
+
+        :param posterior: q_t, batch of N
+        :param n_samples: number of samples K
+        :return: latents and noise, each of shape (K, N, D)
+        """
+
+    # -- updating ---------------------------------------------------------------------------------------
+
+    def sequence_state(self, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
+        """What of the own state an update needs before the first step of a sequence, each (1, N, ...)."""
+        return ()
+
+    def kl_memory(self, step: PosteriorStep) -> th.Tensor | None:
+        """What the KL penalty needs to remember of a step, shape (N, ...); None if nothing."""
+        return None
+
+    @abstractmethod
+    def replay(self, inputs: SequenceInputs) -> Replay:
+        """Evaluate the posterior in an update, with gradients, at the noise of the rollout.
+
+        :param inputs: what is known of the sequences
+        """
+
+
+class HiddenStatePosterior(LatentPosterior):
+    """A posterior that is a function of the hidden state alone: implement :meth:`distribution`.
+
+    Its parameters learn by the gradients through the sampled latents and through the KL.
+    """
+
+    @abstractmethod
+    def distribution(self, hidden: th.Tensor) -> Gaussian:
+        """q_t for hidden states of the top layer.
+
+        :param hidden: shape (..., H)
+        :return: Gaussians with mean of shape (..., D)
+        """
+
+    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
+        return ()
+
+    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+        return state
+
+    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
+        return self.distribution(hidden)
+
+    def step(
+        self,
+        rnn: nn.RNNBase,
+        inputs: th.Tensor,
+        previous_hidden: th.Tensor,
+        rnn_state: tuple[th.Tensor, ...],
+        state: tuple[th.Tensor, ...],
+        episode_starts: th.Tensor,
+    ) -> PosteriorStep:
+        prior = self._previous(previous_hidden, episode_starts)
+        return PosteriorStep(self.distribution(rnn_state[0]), prior, ())
+
+    def _previous(self, previous_hidden: th.Tensor, episode_starts: th.Tensor) -> Gaussian:
+        """q_{t-1}, the prior where an episode starts."""
+        previous = self.distribution(previous_hidden)
+        return self.prior(1).where(episode_starts != 0, previous) if episode_starts.any() else previous
+
+    def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
+        mean = posterior.mean
+        noise = th.randn(n_samples, *mean.shape, dtype=mean.dtype, device=mean.device)
+        return mean + posterior.unwhiten(noise), noise
+
+    def replay(self, inputs: SequenceInputs) -> Replay:
+        posterior = self.distribution(inputs.hidden)
+        latents = posterior.mean.unsqueeze(0)
+        if inputs.noise is not None:
+            latents = posterior.mean + posterior.unwhiten(inputs.noise)
+        if not inputs.with_kl:
+            return Replay(latents, None)
+        with th.no_grad():
+            previous_hidden = th.cat((inputs.initial_hidden.unsqueeze(1), inputs.hidden[:, :-1]), dim=1)
+            previous = self._previous(previous_hidden, inputs.episode_starts)
+        return Replay(latents, posterior.kl(previous))

@@ -1,0 +1,240 @@
+"""The Laplace posterior: the curvature of the recurrent network as a precision (paper, section 4)."""
+
+from typing import Literal
+
+import torch as th
+from torch import nn
+
+from sb3_laplace.checks import check_integer, check_positive
+from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian
+from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
+from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs
+
+
+class LaplacePosterior(LatentPosterior):
+    """Laplace approximation of the recurrent state.
+
+    The mean is mu_t and nothing is learned beyond the network itself. With ``P_t(e) = J_t(e) J_t(e)^T``, where
+    ``J_t(e)`` is the Jacobian of the latent mean with respect to the hidden state for the input e, evaluated
+    at the *current* state (h_t, c_t), and the sum running over the last ``window`` inputs of the episode:
+
+    - markov: ``Lambda_t = Lambda_{t-1} + sum_i P_t(e_i)``, with ``Lambda_0 = prior_std^{-2} I``
+    - stationary: ``Lambda_t = damping I + sum_i P_t(e_i)``
+
+    A window of more than one input keeps the past inputs in the recurrent state and evaluates all of them
+    anew at every step: with ``window=None`` the time of a step and the memory (N t F floats) grow as O(t).
+
+    :param hidden_size: number of hidden units H
+    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param latent_dim: number of latent units D, None for the identity
+    :param prior_std: standard deviation of the prior
+    :param covariance: "diagonal" or "full"
+    :param factorization: "markov" or "stationary"
+    :param window: number of past inputs in the sum, the present one included; None for the whole episode.
+        "auto" is 1 for markov and None for stationary.
+    :param sum_means: ``m_t = mu_t + sg(m_{t-1})`` in the place of ``m_t = mu_t``
+    :param normalize: divide the sum by the number of inputs in it
+    :param damping: of the stationary factorization; by default the prior's precision
+    :raises ValueError: if an argument is out of range
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        input_size: int,
+        latent_dim: int | None = None,
+        prior_std: float = 0.1,
+        covariance: str = "diagonal",
+        factorization: str = "markov",
+        window: int | Literal["auto"] | None = "auto",
+        sum_means: bool = False,
+        normalize: bool = False,
+        damping: float | None = None,
+    ) -> None:
+        super().__init__(hidden_size, input_size, latent_dim, prior_std)
+        if covariance not in ("diagonal", "full"):
+            raise ValueError(f"covariance must be 'diagonal' or 'full', got {covariance!r}.")
+        if factorization not in ("markov", "stationary"):
+            raise ValueError(f"factorization must be 'markov' or 'stationary', got {factorization!r}.")
+        if damping is not None and factorization == "markov":
+            raise ValueError(f"damping is for factorization='stationary' only, got {damping!r}.")
+        self.covariance = covariance
+        self.factorization = factorization
+        if window == "auto":
+            window = 1 if factorization == "markov" else None
+        self.window = None if window is None else check_integer("window", window, minimum=1)
+        self.sum_means = sum_means
+        self.normalize = normalize
+        self.damping = None if damping is None else check_positive("damping", damping)
+        self._gaussian = FullGaussian if covariance == "full" else DiagonalGaussian
+
+    @property
+    def _keeps_history(self) -> bool:
+        return self.window != 1
+
+    def _scaled_identity(self, n_envs: int, scale: float) -> th.Tensor:
+        """``scale I`` as this posterior stores precisions, shape (n_envs, D, D) or (n_envs, D)."""
+        precision = th.full_like(self.prior_mean, scale)
+        if self.covariance == "full":
+            precision = precision.diag()
+        return precision.expand(n_envs, *precision.shape)
+
+    def prior(self, n_envs: int) -> Gaussian:
+        mean = self.prior_mean.expand(n_envs, -1)
+        return self._gaussian(mean, self._scaled_identity(n_envs, self.prior_std**-2))
+
+    # -- acting: the state is (mean, precision) and, with a window, (past inputs, their number) ---------
+
+    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
+        prior = self.prior(n_envs)
+        state = (prior.mean.unsqueeze(0), prior.precision.unsqueeze(0))
+        if not self._keeps_history:
+            return state
+        history = self.prior_mean.new_zeros(1, n_envs, 0, self.input_size)
+        return (*state, history, self.prior_mean.new_zeros(1, n_envs))
+
+    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+        starts = episode_starts != 0
+        mean, precision, *history = state
+        prior = self.prior(1)
+        mean = th.where(starts.view(1, -1, 1), prior.mean, mean)
+        precision = th.where(starts.view(1, -1, *[1] * (precision.dim() - 2)), prior.precision, precision)
+        if history:
+            # Inputs beyond the number are never read
+            history[1] = history[1] * ~starts
+        return (mean, precision, *history)
+
+    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
+        return self._gaussian(state[0][0], state[1][0])
+
+    def step(
+        self,
+        rnn: nn.RNNBase,
+        inputs: th.Tensor,
+        previous_hidden: th.Tensor,
+        rnn_state: tuple[th.Tensor, ...],
+        state: tuple[th.Tensor, ...],
+        episode_starts: th.Tensor,
+    ) -> PosteriorStep:
+        prior = self._gaussian(state[0][0], state[1][0])
+        mean = self.latent_mean(rnn_state[0])
+        if self.sum_means:
+            mean = mean + prior.mean
+        base = prior.precision
+        if self.factorization == "stationary":
+            damping = self.prior_std**-2 if self.damping is None else self.damping
+            base = self._scaled_identity(len(inputs), damping)
+        with th.no_grad():
+            if self._keeps_history:
+                past, number = self._append(state[2][0], state[3][0], inputs)
+                precision = self._add_window(base, rnn, past, number, rnn_state)
+                history: tuple[th.Tensor, ...] = (past.unsqueeze(0), number.unsqueeze(0))
+            else:
+                precision = self._add_curvature(base, hidden_jacobian(rnn, inputs, rnn_state))
+                history = ()
+        return PosteriorStep(
+            self._gaussian(mean, precision), prior, (mean.unsqueeze(0), precision.unsqueeze(0), *history)
+        )
+
+    def _append(self, history: th.Tensor, number: th.Tensor, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Add an input to the history; what no environment reads any more is dropped.
+
+        :param history: past inputs, the newest last, shape (N, L, F)
+        :param number: how many of them belong to the present episode, shape (N,)
+        :param inputs: shape (N, F)
+        """
+        number = number + 1
+        if self.window is not None:
+            number = number.clamp(max=self.window)
+        longest = int(number.max())
+        past = th.cat((history, inputs.unsqueeze(1)), dim=1)
+        return past[:, past.shape[1] - longest :].contiguous(), number
+
+    def _add_curvature(self, base: th.Tensor, jacobian: HiddenJacobian) -> th.Tensor:
+        """``base + J J^T`` or its diagonal, for one input in each environment."""
+        if self.covariance == "diagonal" and self.mean_net is None:
+            return base + jacobian.row_norms_squared()
+        dense = jacobian.dense() if self.mean_net is None else jacobian.project(self.mean_net.weight)
+        if self.covariance == "diagonal":
+            return base + dense.square().sum(-1)
+        return th.baddbmm(base, dense, dense.mT)
+
+    def _add_window(
+        self,
+        base: th.Tensor,
+        rnn: nn.RNNBase,
+        past: th.Tensor,
+        number: th.Tensor,
+        rnn_state: tuple[th.Tensor, ...],
+    ) -> th.Tensor:
+        """``base + sum_i J(e_i) J(e_i)^T`` or its diagonal, over the past inputs of each environment.
+
+        :param past: past inputs, the newest last, shape (N, L, F)
+        :param number: how many of them are in the sum, shape (N,)
+        """
+        length = past.shape[1]
+        jacobian = hidden_jacobian(rnn, past, tuple(part.unsqueeze(1) for part in rnn_state))
+        in_sum = th.arange(length, device=past.device) >= length - number.unsqueeze(1)
+        weight = in_sum.to(past.dtype)
+        if self.normalize:
+            weight = weight / number.unsqueeze(1)
+        # J enters twice
+        jacobian = jacobian.scale(weight.sqrt())
+        if self.covariance == "diagonal" and self.mean_net is None:
+            return base + jacobian.row_norms_squared().sum(1)
+        total = jacobian.summed_outer_product()
+        if self.mean_net is not None:
+            projection = self.mean_net.weight.detach()
+            half = projection @ total
+            if self.covariance == "diagonal":
+                return base + (half * projection).sum(-1)
+            total = half @ projection.T
+        # Rounding leaves the product slightly asymmetric
+        return base + (0.5 * (total + total.mT) if self.covariance == "full" else total.diagonal(dim1=-2, dim2=-1))
+
+    def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
+        """The noise is the displacement itself: an update holds the covariance at its rollout value."""
+        mean = posterior.mean
+        displacement = posterior.unwhiten(th.randn(n_samples, *mean.shape, dtype=mean.dtype, device=mean.device))
+        return mean + displacement, displacement
+
+    # -- updating ---------------------------------------------------------------------------------------
+
+    def sequence_state(self, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
+        return (state[0],) if self.sum_means else ()
+
+    def kl_memory(self, step: PosteriorStep) -> th.Tensor | None:
+        return step.prior.precision
+
+    def replay(self, inputs: SequenceInputs) -> Replay:
+        mean = self.latent_mean(inputs.hidden)
+        previous = None
+        if self.sum_means:
+            previous = self._previous_sums(mean, inputs)
+            mean = mean + previous
+        latents = mean.unsqueeze(0) if inputs.noise is None else mean + inputs.noise
+        if not inputs.with_kl:
+            return Replay(latents, None)
+        if previous is None:
+            previous = self._previous_means(mean, inputs)
+        assert inputs.kl_memory is not None
+        # The covariance part of the KL is constant: no gradient flows through a precision
+        return Replay(latents, 0.5 * self._gaussian(previous, inputs.kl_memory).mahalanobis(mean - previous))
+
+    @th.no_grad()
+    def _previous_means(self, mean: th.Tensor, inputs: SequenceInputs) -> th.Tensor:
+        """Means of q_{t-1}, the prior's zero where an episode starts, shape (S, T, D)."""
+        first = self.latent_mean(inputs.initial_hidden).unsqueeze(1)
+        previous = th.cat((first, mean[:, :-1]), dim=1)
+        return previous * (1.0 - inputs.episode_starts).unsqueeze(-1)
+
+    @th.no_grad()
+    def _previous_sums(self, mean: th.Tensor, inputs: SequenceInputs) -> th.Tensor:
+        """Summed means before each step: of the episode's steps so far, shape (S, T, D)."""
+        (initial,) = inputs.initial_state
+        # Sums before each step over the whole sequence, less what came before the episode's start
+        total = th.cat((initial[0].unsqueeze(1), mean[:, :-1]), dim=1).cumsum(1)
+        steps = th.arange(mean.shape[1], device=mean.device)
+        last_start = th.where(inputs.episode_starts != 0, steps, -1).cummax(1).values
+        before = total.gather(1, last_start.clamp(min=0).unsqueeze(-1).expand_as(total))
+        return th.where((last_start >= 0).unsqueeze(-1), total - before, total)
