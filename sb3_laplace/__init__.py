@@ -7,19 +7,33 @@ import sb3_laplace_envs  # noqa: F401  (registers the environments)
 from sb3_laplace.callbacks import PosteriorCallback
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
-from sb3_laplace.posteriors import LaplacePosterior, LatentPosterior
+from sb3_laplace.posteriors import (
+    ConstantVariancePosterior,
+    HiddenStatePosterior,
+    LaplacePosterior,
+    LatentPosterior,
+    PointPosterior,
+    VariationalPosterior,
+)
+from sb3_laplace.posthoc import Calibration, calibrate_prior_std
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
 
 __all__ = [
+    "Calibration",
+    "ConstantVariancePosterior",
     "GymnasiumVecEnv",
+    "HiddenStatePosterior",
     "LaplaceCnnLstmPolicy",
     "LaplaceLstmPolicy",
     "LaplaceMultiInputLstmPolicy",
     "LaplacePosterior",
     "LaplaceRecurrentPPO",
     "LatentPosterior",
+    "PointPosterior",
     "PosteriorCallback",
+    "VariationalPosterior",
     "__version__",
+    "calibrate_prior_std",
     "make_vec_env",
 ]

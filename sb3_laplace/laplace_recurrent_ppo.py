@@ -1,6 +1,8 @@
 """Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
 
+import io
 import math
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_laplace.buffers import SequenceRolloutBuffer, SequenceRolloutBufferSamples
 from sb3_laplace.checks import check_integer, check_no_nan, check_not_negative
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
+from sb3_laplace.posteriors import LatentPosterior
+from sb3_laplace.posthoc import convert
 
 SelfLaplaceRecurrentPPO = TypeVar("SelfLaplaceRecurrentPPO", bound="LaplaceRecurrentPPO")
 
@@ -204,6 +208,48 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    @classmethod
+    def from_recurrent_ppo(
+        cls: type[SelfLaplaceRecurrentPPO],
+        model_or_path: "RecurrentPPO | str | Path | io.BufferedIOBase",
+        env: GymEnv | None = None,
+        posterior_kwargs: dict[str, Any] | None = None,
+        n_posterior_samples: int = 0,
+        posterior: str | type[LatentPosterior] = "laplace",
+        latent_dim: int | None = None,
+        kl_coef: float | Schedule = 0.0,
+        device: th.device | str = "auto",
+    ) -> SelfLaplaceRecurrentPPO:
+        """Make a trained RecurrentPPO agent Bayesian, without training it again (paper, section 4).
+
+        With the identity latent and no samples every action, value and log-probability is unchanged, and
+        the posterior is there: ``model.policy.posterior(state)``. Training can go on from it. Weights that
+        exist in both agents are kept; where the posterior or a latent_dim brings others they are
+        initialised, and the log says which. A LaplaceRecurrentPPO model can be given another posterior the same
+        way. Loading a zip runs the pickled code in it, as SB3 does.
+
+        :param model_or_path: a sb3-contrib RecurrentPPO model, or its zip
+        :param env: environment to go on with; by default the model's own
+        :param posterior_kwargs: keywords of the posterior
+        :param n_posterior_samples: number of samples K to act on; 0 acts as before
+        :param posterior: name or class of the posterior
+        :param latent_dim: number of latent units; None for the identity, which keeps the agent what it is
+        :param kl_coef: coefficient of the KL in training that goes on
+        :param device: device of the converted model
+        :raises ValueError: if the model is not a recurrent one, or its policy is a custom class
+        """
+        return convert(
+            cls,
+            model_or_path,
+            env,
+            device,
+            posterior_kwargs=posterior_kwargs or {},
+            n_posterior_samples=n_posterior_samples,
+            posterior=posterior,
+            latent_dim=latent_dim,
+            kl_coef=kl_coef,
+        )  # type: ignore[return-value]
 
     # -- rollout ----------------------------------------------------------------------------------------
 

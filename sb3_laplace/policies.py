@@ -213,6 +213,22 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         with th.no_grad():
             return self.latent_layer.from_state(tensors[0][-1], tensors[self._n_states :])
 
+    def posterior_summary(self) -> dict[str, Any]:
+        """The posterior's name and sizes, and the numbers of parameters that it adds.
+
+        :return: "posterior", "latent_dim", "mean_parameters" (W and b), "covariance_parameters" (what is learned for
+            the covariance: none for Laplace) and "policy_parameters" (all of the policy's)
+        """
+        layer = self.latent_layer
+        of_mean = 0 if layer.mean_net is None else sum(part.numel() for part in layer.mean_net.parameters())
+        return {
+            "posterior": type(layer).__name__,
+            "latent_dim": layer.latent_dim,
+            "mean_parameters": of_mean,
+            "covariance_parameters": sum(part.numel() for part in layer.parameters()) - of_mean,
+            "policy_parameters": sum(part.numel() for part in self.parameters()),
+        }
+
     def _state_to_tensors(self, state: tuple[np.ndarray, ...], n_envs: int | None = None) -> tuple[th.Tensor, ...]:
         """Check a state of :meth:`predict` and convert it.
 
