@@ -25,7 +25,8 @@ class SequenceRolloutBufferSamples(NamedTuple):
     :param episode_starts: 1 where an episode starts, shape (B,)
     :param mask: False at the padding of sequences shorter than T, shape (B,); None if there is none
     :param noise: noise of the latents, shape (K, n_seq, T, D); None if K = 0
-    :param kl_memory: what the posterior's KL needs, shape (n_seq, T, ...); None if nothing
+    :param kl_memory: what the posterior's KL needs, for each sequence, without padding, shape (T or T - 1, ...);
+        None if nothing. Views of the buffer: gathering precision matrices would cost more than using them.
     """
 
     observations: TensorOrDict
@@ -38,7 +39,7 @@ class SequenceRolloutBufferSamples(NamedTuple):
     episode_starts: th.Tensor
     mask: th.Tensor | None
     noise: th.Tensor | None
-    kl_memory: th.Tensor | None
+    kl_memory: list[th.Tensor] | None
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -205,7 +206,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
             name.removeprefix("observation/"): gather_flat(name) for name in self._stored if name.startswith("obs")
         }
         noise = self._stored.get("noise")
-        kl_memory = self._stored.get("kl_memory")
+        kl_memory = None
+        if "kl_memory" in self._stored:
+            begin = self.chunk_starts[chunks]
+            spans = zip((sequences // n_chunks).tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True)
+            kl_memory = [self._stored["kl_memory"][env, start:end] for env, start, end in spans]
         return SequenceRolloutBufferSamples(
             observations=observations if isinstance(self.observation_space, spaces.Dict) else observations[""],
             actions=gather_flat("action"),
@@ -217,5 +222,5 @@ class SequenceRolloutBuffer(RolloutBuffer):
             episode_starts=gather_flat("episode_start"),
             mask=None if equal else mask,
             noise=None if noise is None else gather(noise).permute(2, 0, 1, 3),
-            kl_memory=None if kl_memory is None else gather(kl_memory),
+            kl_memory=kl_memory,
         )

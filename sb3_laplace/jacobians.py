@@ -76,11 +76,17 @@ class HiddenJacobian(NamedTuple):
 
         ``(S S^T)_jj = a_j^T (U U^T)_j a_j`` with one G x G Gram matrix per hidden unit.
         """
-        n_gates, *batch, n_hidden = self.coefficients.shape
+        a, n_gates = self.coefficients, len(self.coefficients)
         unit_rows = self.weights.transpose(0, 1)
-        gram = th.bmm(unit_rows, unit_rows.mT)
-        rows = self.coefficients.reshape(n_gates, -1, n_hidden).permute(2, 1, 0).contiguous()
-        return (th.bmm(rows, gram) * rows).sum(-1).T.reshape(*batch, n_hidden)
+        gram = th.bmm(unit_rows, unit_rows.mT).permute(1, 2, 0).contiguous()
+        total = th.zeros_like(a[0])
+        for g in range(n_gates):
+            # Row g of the Gram matrix times a, each pair of gates once
+            product = a[g] * gram[g, g]
+            for h in range(g + 1, n_gates):
+                product.addcmul_(a[h], 2.0 * gram[g, h])
+            total.addcmul_(product, a[g])
+        return total
 
     def scale(self, factor: th.Tensor) -> "HiddenJacobian":
         """Each input's Jacobian times a number.

@@ -172,7 +172,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         :raises ValueError: if it is negative or not finite
         """
         value = getattr(self, name)
-        return check_not_negative(name, value(progress_remaining) if callable(value) else value)
+        # SB3's progress falls below zero where the last rollout passes total_timesteps
+        return check_not_negative(name, value(max(0.0, progress_remaining)) if callable(value) else value)
 
     @property
     def _with_kl(self) -> bool:
@@ -376,6 +377,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
 
+        parameters = list(self.policy.parameters())
         logs: dict[str, list[float]] = {}
         continue_training = True
         for epoch in range(self.n_epochs):
@@ -390,7 +392,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                     break
                 self.policy.optimizer.zero_grad()
                 loss.backward()
-                th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
             self._n_updates += 1
             if not continue_training:

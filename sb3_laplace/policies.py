@@ -109,6 +109,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             raise ValueError(f"head_inputs must be a sequence of any of {HEAD_INPUTS}, got {head_inputs!r}.")
         if rnn_type not in recurrent.RNN_TYPES:
             raise ValueError(f"rnn_type must be one of {list(recurrent.RNN_TYPES)}, got {rnn_type!r}.")
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
+            # SB3's own choice of eps; the fused step, four times faster on small networks, exists from torch 2.4
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": th.__version__ >= "2.4"}
         self.head_inputs = tuple(head_inputs)
         self.n_posterior_samples = n_posterior_samples
         self.detach_critic = detach_critic
@@ -352,7 +355,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         states: RNNStates,
         episode_starts: th.Tensor,
         noise: th.Tensor | None = None,
-        kl_memory: th.Tensor | None = None,
+        kl_memory: list[th.Tensor] | None = None,
         with_kl: bool = False,
     ) -> Evaluation:
         """Evaluate the actions of whole sequences, at the latents of the rollout.
@@ -365,7 +368,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         :param states: recurrent states before the first step of each sequence, see :meth:`sequence_states`
         :param episode_starts: 1 where an episode starts, shape (n_seq * T,)
         :param noise: noise of the rollout, shape (K, n_seq, T, D); None to stay at the mean
-        :param kl_memory: what the posterior stored for its KL, shape (n_seq, T, ...)
+        :param kl_memory: what the posterior stored for its KL, for each sequence, shape (T or T - 1, ...)
         :param with_kl: whether to compute the KL between successive posteriors
         """
         n_seq = states.pi[0].shape[1]

@@ -47,6 +47,12 @@ BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
             ValueError,
             "covariance must be 'diagonal' or 'full', got 'cayley'",
         ),
+        ({"posterior_kwargs": {"jacobian_dtype": "int8"}}, ValueError, "jacobian_dtype must be .*, got 'int8'"),
+        (
+            {"posterior_kwargs": {"jacobian_dtype": "bfloat16", "window": 3}},
+            ValueError,
+            "jacobian_dtype='bfloat16' needs window=1, got window=3",
+        ),
         ({"rnn_type": "transformer"}, ValueError, "rnn_type must be one of .*, got 'transformer'"),
         ({"n_posterior_samples": -1}, ValueError, "n_posterior_samples must be >= 0, got -1"),
         ({"n_posterior_samples": 1.5}, ValueError, "n_posterior_samples must be an integer >= 0, got 1.5"),
@@ -67,7 +73,7 @@ def test_policy_arguments(policy_kwargs: dict[str, Any], error: type[Exception],
     [
         ({"kl_coef": -0.1}, "kl_coef must be a finite number >= 0, got -0.1"),
         ({"kl_coef": float("inf")}, "kl_coef must be a finite number >= 0, got inf"),
-        ({"kl_coef": lambda _: -1.0}, "kl_coef must be a finite number >= 0, got -1.0"),
+        ({"kl_coef": lambda progress: progress - 2.0}, "kl_coef must be a finite number >= 0, got -1.0"),
         ({"ent_coef": -0.1}, "ent_coef must be a finite number >= 0, got -0.1"),
         (
             {"kl_coef": 0.1, "policy_kwargs": {"posterior": "point"}},

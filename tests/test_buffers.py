@@ -70,7 +70,8 @@ def test_every_step_once_in_whole_sequences(
         assert (envs == envs[:, :1]).all()
         th.testing.assert_close(samples.noise[0, ..., 0], steps + 100 * envs)
         th.testing.assert_close(samples.noise[1, ..., 0], steps + 0.5 + 100 * envs)
-        th.testing.assert_close(samples.kl_memory[..., 0], steps + 100 * envs)
+        for memory, its_steps, its_envs, valid in zip(samples.kl_memory, steps, envs, mask, strict=True):
+            th.testing.assert_close(memory[:, 0], (its_steps + 100 * its_envs)[valid])
         t, e = steps.long().numpy(), envs.long().numpy()
         for found, stored in (
             (samples.advantages, buffer.advantages),

@@ -211,6 +211,19 @@ def test_squashed_actions_reach_the_environment_unscaled() -> None:
     assert np.abs(np.concatenate(seen)).max() > 1.0
 
 
+def test_coefficients_may_be_schedules() -> None:
+    seen: list[float] = []
+
+    def schedule(progress: float) -> float:
+        seen.append(progress)
+        return 0.01 * progress
+
+    # The last rollout passes the total: progress must not fall below zero
+    small_model(kl_coef=schedule, ent_coef=schedule).learn(100)
+    assert min(seen) == 0.0
+    assert max(seen) == 1.0
+
+
 def test_target_kl_stops_early() -> None:
     model = small_model(target_kl=1e-12, learning_rate=1e-2, n_epochs=10)
     model.learn(36)

@@ -49,7 +49,8 @@ class SequenceInputs(NamedTuple):
     :param initial_state: what :meth:`LatentPosterior.sequence_state` kept before the first step, each (1, S, ...)
     :param episode_starts: 1 where an episode starts, shape (S, T)
     :param noise: noise of the rollout, shape (K, S, T, D), or None to stay at the mean
-    :param kl_memory: what :meth:`LatentPosterior.kl_memory` kept of each step, shape (S, T, ...), or None
+    :param kl_memory: what :meth:`LatentPosterior.kl_memory` kept of the steps of each of the S sequences, shape
+        (T, ...), or less where a sequence is shorter and padded; None if nothing
     :param with_kl: whether the KL between successive posteriors is asked for
     """
 
@@ -58,7 +59,7 @@ class SequenceInputs(NamedTuple):
     initial_state: tuple[th.Tensor, ...]
     episode_starts: th.Tensor
     noise: th.Tensor | None
-    kl_memory: th.Tensor | None
+    kl_memory: list[th.Tensor] | None
     with_kl: bool
 
 

@@ -35,6 +35,9 @@ class LaplacePosterior(LatentPosterior):
     :param sum_means: ``m_t = mu_t + sg(m_{t-1})`` in the place of ``m_t = mu_t``
     :param normalize: divide the sum by the number of inputs in it
     :param damping: of the stationary factorization; by default the prior's precision
+    :param jacobian_dtype: "bfloat16" computes the products for J in that type, where no window is kept: faster on
+        processors that have it, with an error of about 0.3% in ``Lambda_t - Lambda_{t-1}``. None computes in the
+        network's own type.
     :raises ValueError: if an argument is out of range
     """
 
@@ -50,6 +53,7 @@ class LaplacePosterior(LatentPosterior):
         sum_means: bool = False,
         normalize: bool = False,
         damping: float | None = None,
+        jacobian_dtype: str | None = None,
     ) -> None:
         super().__init__(hidden_size, input_size, latent_dim, prior_std)
         if covariance not in ("diagonal", "full"):
@@ -65,6 +69,11 @@ class LaplacePosterior(LatentPosterior):
         self.window = None if window is None else check_integer("window", window, minimum=1)
         self.sum_means = sum_means
         self.normalize = normalize
+        if jacobian_dtype not in (None, "bfloat16"):
+            raise ValueError(f"jacobian_dtype must be None or 'bfloat16', got {jacobian_dtype!r}.")
+        if jacobian_dtype is not None and self._keeps_history:
+            raise ValueError(f"jacobian_dtype={jacobian_dtype!r} needs window=1, got window={window!r}.")
+        self._jacobian_dtype = None if jacobian_dtype is None else th.bfloat16
         self.damping = None if damping is None else check_positive("damping", damping)
         self._gaussian = FullGaussian if covariance == "full" else DiagonalGaussian
 
@@ -154,9 +163,13 @@ class LaplacePosterior(LatentPosterior):
         """``base + J J^T`` or its diagonal, for one input in each environment."""
         if self.covariance == "diagonal" and self.mean_net is None:
             return base + jacobian.row_norms_squared()
-        dense = jacobian.dense() if self.mean_net is None else jacobian.project(self.mean_net.weight)
+        dtype = self._jacobian_dtype
+        if self.mean_net is None:
+            dense = jacobian.dense(dtype).to(base.dtype)
+        else:
+            dense = jacobian.project(self.mean_net.weight, dtype).to(base.dtype)
         if self.covariance == "diagonal":
-            return base + dense.square().sum(-1)
+            return base + th.linalg.vecdot(dense, dense)
         return th.baddbmm(base, dense, dense.mT)
 
     def _add_window(
@@ -218,8 +231,29 @@ class LaplacePosterior(LatentPosterior):
         if previous is None:
             previous = self._previous_means(mean, inputs)
         assert inputs.kl_memory is not None
-        # The covariance part of the KL is constant: no gradient flows through a precision
-        return Replay(latents, 0.5 * self._gaussian(previous, inputs.kl_memory).mahalanobis(mean - previous))
+        return Replay(latents, self._mean_part_of_kl(mean - previous, inputs.kl_memory))
+
+    def _mean_part_of_kl(self, moved: th.Tensor, precisions: list[th.Tensor]) -> th.Tensor:
+        """``d^T Lambda d / 2``, the part of the KL with a gradient, shape (S, T).
+
+        The covariance part is constant: no gradient flows through a precision.
+
+        :param moved: d, how far the mean moved at each step, shape (S, T, D)
+        :param precisions: Lambda_{t-1} of the steps of each sequence, shape (T, D, D) or (T, D), or shorter
+        """
+        product = th.zeros_like(moved)
+        with th.no_grad():
+            # The matrices are read where they are stored: an update is bound by memory traffic here, and
+            # autograd would keep and transpose them once more
+            for precision, d, out in zip(precisions, moved, product, strict=True):
+                length = len(precision)
+                if self.covariance == "full":
+                    th.bmm(precision, d[:length].unsqueeze(-1), out=out[:length].unsqueeze(-1))
+                else:
+                    th.mul(precision, d[:length], out=out[:length])
+        quadratic = (product * moved).sum(-1)
+        # Its gradient is Lambda d, that of half the quadratic form
+        return quadratic - 0.5 * quadratic.detach()
 
     @th.no_grad()
     def _previous_means(self, mean: th.Tensor, inputs: SequenceInputs) -> th.Tensor:
