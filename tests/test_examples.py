@@ -1,0 +1,40 @@
+"""The examples run, at a small size."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *arguments: str) -> str:
+    """A fresh process, as a user would start it."""
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+def test_bandit_demo(tmp_path: Path) -> None:
+    output = run("bandit_demo.py", "--timesteps", "25600", "--trials", "200", "--out", str(tmp_path))
+    assert (tmp_path / "model.zip").exists()
+    assert list(tmp_path.glob("LaplaceRecurrentPPO_1/events*"))
+    # Reference rows: uniform pulls lose 25.2 and 22.0 in 50 pulls, Thompson sampling 8.0
+    uniform = [float(row.split()[-1]) for row in re.findall(r"uniform random.*", output)]
+    assert uniform[0] == pytest.approx(25.2, abs=1.5)
+    assert uniform[1] == pytest.approx(21.9, abs=1.5)
+    thompson = [float(row.split()[-1]) for row in re.findall(r"Thompson.*", output)]
+    assert thompson[0] == pytest.approx(8.0, abs=0.8)
+    assert len(re.findall(r"agent, (?:sampling|deterministic) +(?:\d+\.\d\d +){3}(?:-?\d+\.\d *){3}", output)) == 4
+    assert f"tensorboard --logdir {tmp_path}" in output
+
+
+def test_posthoc(tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path), "--agents", "cartpole", "bandit"]
+    run("posthoc.py", "train", *options, "--timesteps", "3200")
+    output = run("posthoc.py", "convert", *options, "--trials", "16")
+    assert re.findall(r"(\w+): 0 of 32000 actions differ", output) == ["cartpole", "bandit"]
+    assert output.count("chosen") == 6
