@@ -1,7 +1,7 @@
 """A rollout buffer for recurrent policies: whole sequences, as tensors on the training device."""
 
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -9,37 +9,7 @@ from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 
-TensorOrDict = th.Tensor | dict[str, th.Tensor]
-
-
-class SequenceRolloutBufferSamples(NamedTuple):
-    """A minibatch of n_seq whole sequences of T steps, B = n_seq * T, sequence by sequence.
-
-    :param observations: shape (B, ...), or a dict of these
-    :param actions: as the policy returned them, shape (B, ...)
-    :param old_values: shape (B,)
-    :param old_log_prob: shape (B,)
-    :param advantages: shape (B,)
-    :param returns: shape (B,)
-    :param lstm_states: recurrent states before each sequence, each (layers or 1, n_seq, ...)
-    :param episode_starts: 1 where an episode starts, shape (B,)
-    :param mask: False at the padding of sequences shorter than T, shape (B,); None if there is none
-    :param noise: noise of the latents, shape (K, n_seq, T, D); None if K = 0
-    :param kl_memory: what the posterior's KL needs, for each sequence, without padding, shape (T or T - 1, ...);
-        None if nothing. Views of the buffer: gathering precision matrices would cost more than using them.
-    """
-
-    observations: TensorOrDict
-    actions: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    lstm_states: RNNStates
-    episode_starts: th.Tensor
-    mask: th.Tensor | None
-    noise: th.Tensor | None
-    kl_memory: list[th.Tensor] | None
+from sb3_laplace.type_aliases import SequenceRolloutBufferSamples, TensorOrDict
 
 
 class SequenceRolloutBuffer(RolloutBuffer):

@@ -60,3 +60,30 @@ def check_lstm_kwargs(lstm_kwargs: dict[str, Any] | None) -> None:
     for name, value in (lstm_kwargs or {}).items():
         if name in ("proj_size", "bidirectional", "batch_first") and value:
             raise ValueError(f"lstm_kwargs[{name!r}] = {value!r} is not supported; leave it out.")
+
+
+def check_state(state: Any, shapes: list[tuple[int, ...]], n_envs: int | None) -> None:
+    """Check a recurrent state that was passed to ``predict``.
+
+    :param state: a tuple of arrays, each (layers or 1, n_envs, ...)
+    :param shapes: their shapes for one environment; a dimension of size 0 is one that grows
+    :param n_envs: number of environments, None for as many as the state has
+    :raises ValueError: if the number of arrays or a shape is wrong
+    """
+    if not isinstance(state, (tuple, list)) or len(state) != len(shapes):
+        got = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise ValueError(
+            f"state must be the tuple of {len(shapes)} arrays that predict() of this policy returns, got {got}."
+        )
+    if n_envs is None:
+        n_envs = np.shape(state[0])[1] if np.ndim(state[0]) == 3 else 1
+    for index, (array, one) in enumerate(zip(state, shapes, strict=True)):
+        found = np.shape(array)
+        expected = (one[0], n_envs, *one[2:])
+        if len(found) == len(expected):
+            expected = tuple(actual if size == 0 else size for actual, size in zip(found, expected, strict=True))
+        if found != expected:
+            raise ValueError(
+                f"state[{index}] must have shape {expected}, got {found}: is it of another policy, "
+                "or of another number of environments?"
+            )

@@ -1,7 +1,6 @@
 """Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
 
 import io
-import math
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,11 +16,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_laplace.buffers import SequenceRolloutBuffer, SequenceRolloutBufferSamples
+from sb3_laplace.buffers import SequenceRolloutBuffer
 from sb3_laplace.checks import check_integer, check_no_nan, check_not_negative
+from sb3_laplace.losses import LossSettings, ppo_loss
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
 from sb3_laplace.posteriors import LatentPosterior
 from sb3_laplace.posthoc import convert
+from sb3_laplace.type_aliases import SequenceRolloutBufferSamples
 
 SelfLaplaceRecurrentPPO = TypeVar("SelfLaplaceRecurrentPPO", bound="LaplaceRecurrentPPO")
 
@@ -415,9 +416,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     def _loss(
         self, samples: SequenceRolloutBufferSamples, clip_range: float, clip_range_vf: float | None
     ) -> tuple[th.Tensor, dict[str, float]]:
-        """Loss of one minibatch: PPO's terms plus ``kl_coef`` times the mean KL between successive posteriors.
+        """Loss of one minibatch, and its terms by name.
 
-        :return: the loss, and the terms to log by name
         :raises ValueError: if the loss is not finite
         """
         evaluation = self.policy.evaluate_sequences(
@@ -429,48 +429,16 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             kl_memory=samples.kl_memory,
             with_kl=self._with_kl,
         )
-
-        def valid(tensor: th.Tensor) -> th.Tensor:
-            return tensor if samples.mask is None else tensor[samples.mask]
-
-        advantages = valid(samples.advantages)
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        log_prob = valid(evaluation.log_prob)
-        log_ratio = log_prob - valid(samples.old_log_prob)
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-        policy_loss = -th.min(advantages * ratio, advantages * clipped).mean()
-
-        values, returns = valid(evaluation.values.flatten()), valid(samples.returns)
-        if clip_range_vf is not None:
-            old_values = valid(samples.old_values)
-            values = old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)
-        value_loss = (returns - values).square().mean()
-
-        # Approximated by the log-probabilities where the distribution has no closed form
-        entropy = -log_prob if evaluation.entropy is None else valid(evaluation.entropy)
-        entropy_loss = -entropy.mean()
         progress = self._current_progress_remaining
-        loss = policy_loss + self._coefficient("ent_coef", progress) * entropy_loss + self.vf_coef * value_loss
-        terms = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
-        if evaluation.kl is not None:
-            terms["kl_loss"] = valid(evaluation.kl).mean()
-            loss = loss + self._coefficient("kl_coef", progress) * terms["kl_loss"]
-        with th.no_grad():
-            # Schulman's low-variance estimate of the reverse KL, http://joschu.net/blog/kl-approx.html
-            terms["approx_kl"] = (ratio - 1 - log_ratio).mean()
-            terms["clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
-        terms["loss"] = loss
-        # One transfer from the device for all of them
-        numbers = th.stack([term.detach() for term in terms.values()]).tolist()
-        if not math.isfinite(numbers[-1]):
-            raise ValueError(
-                f"The loss is not finite ({dict(zip(terms, numbers, strict=True))}). Lower learning_rate or "
-                "max_grad_norm, or normalize observations and rewards (VecNormalize). The weights are still those "
-                "before this step: model.save() works."
-            )
-        return loss, dict(zip(terms, numbers, strict=True))
+        settings = LossSettings(
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=self.normalize_advantage,
+            ent_coef=self._coefficient("ent_coef", progress),
+            vf_coef=self.vf_coef,
+            kl_coef=self._coefficient("kl_coef", progress),
+        )
+        return ppo_loss(evaluation, samples, settings)
 
     def learn(
         self: SelfLaplaceRecurrentPPO,

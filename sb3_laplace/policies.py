@@ -1,7 +1,7 @@
 """Recurrent actor-critic policies with a posterior between the LSTM and the heads."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -15,46 +15,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_laplace import recurrent
-from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_no_nan
+from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_no_nan, check_state
 from sb3_laplace.distributions import mix
 from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, SequenceInputs, make_posterior
+from sb3_laplace.type_aliases import Evaluation, PolicyStep
 
 HEAD_INPUTS = ("hidden", "features")
-
-
-class PolicyStep(NamedTuple):
-    """One step of acting, batch of N environments.
-
-    :param actions: shape (N, ...)
-    :param values: shape (N, 1)
-    :param log_prob: log-probability of the actions, shape (N,)
-    :param states: recurrent states after the step; ``states.pi`` ends with the posterior's own
-    :param posterior: q_t, the state before it and what the KL penalty needs
-    :param noise: noise of the drawn latents, shape (K, N, D); None if K = 0
-    """
-
-    actions: th.Tensor
-    values: th.Tensor
-    log_prob: th.Tensor
-    states: RNNStates
-    posterior: PosteriorStep
-    noise: th.Tensor | None
-
-
-class Evaluation(NamedTuple):
-    """Actions of whole sequences under the current policy, B = n_seq * T.
-
-    :param values: shape (B, 1)
-    :param log_prob: shape (B,)
-    :param entropy: entropy of the action distribution, shape (B,), or None where it has no closed form
-    :param kl: KL(q_t || sg(q_{t-1})) up to terms without gradient, shape (B,), or None if not asked for
-    """
-
-    values: th.Tensor
-    log_prob: th.Tensor
-    entropy: th.Tensor | None
-    kl: th.Tensor | None
 
 
 class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
@@ -233,28 +200,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         }
 
     def _state_to_tensors(self, state: tuple[np.ndarray, ...], n_envs: int | None = None) -> tuple[th.Tensor, ...]:
-        """Check a state of :meth:`predict` and convert it.
-
-        :raises ValueError: if the number of arrays or a shape is wrong
-        """
+        """Check a state of :meth:`predict` and convert it."""
         expected = self.initial_states(1).pi
-        if not isinstance(state, (tuple, list)) or len(state) != len(expected):
-            got = f"{len(state)} arrays" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise ValueError(
-                f"state must be the tuple of {len(expected)} arrays that predict() of this policy returns, got {got}."
-            )
-        if n_envs is None:
-            n_envs = np.shape(state[0])[1] if np.ndim(state[0]) == 3 else 1
-        for index, (array, first) in enumerate(zip(state, expected, strict=True)):
-            shape = (first.shape[0], n_envs, *first.shape[2:])
-            # A dimension of size 0 is one that grows
-            growing = [i for i, size in enumerate(shape) if size == 0 and np.ndim(array) == len(shape)]
-            shape = tuple(np.shape(array)[i] if i in growing else size for i, size in enumerate(shape))
-            if np.shape(array) != shape:
-                raise ValueError(
-                    f"state[{index}] must have shape {shape}, got {np.shape(array)}: is it of another policy, "
-                    "or of another number of environments?"
-                )
+        check_state(state, [tuple(part.shape) for part in expected], n_envs)
         return tuple(th.as_tensor(array).to(first) for array, first in zip(state, expected, strict=True))
 
     # -- one step ---------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class LaplacePosterior(LatentPosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float = 0.1,
+        prior_std: float = 0.02,
         covariance: str = "diagonal",
         factorization: str = "markov",
         window: int | Literal["auto"] | None = "auto",

@@ -32,7 +32,7 @@ class VariationalPosterior(HiddenStatePosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float = 0.1,
+        prior_std: float = 0.02,
         covariance: str = "diagonal",
     ) -> None:
         super().__init__(hidden_size, input_size, latent_dim, prior_std)
