@@ -60,6 +60,8 @@ def check_lstm_kwargs(lstm_kwargs: dict[str, Any] | None) -> None:
     for name, value in (lstm_kwargs or {}).items():
         if name in ("proj_size", "bidirectional", "batch_first") and value:
             raise ValueError(f"lstm_kwargs[{name!r}] = {value!r} is not supported; leave it out.")
+        if name == "nonlinearity" and value != "tanh":
+            raise ValueError(f"lstm_kwargs['nonlinearity'] must be 'tanh', got {value!r}.")
 
 
 def check_state(state: Any, shapes: list[tuple[int, ...]], n_envs: int | None) -> None:

@@ -59,6 +59,11 @@ BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
         ({"head_inputs": "hidden"}, ValueError, "head_inputs must be a sequence of any of"),
         ({"head_inputs": ("action",)}, ValueError, "head_inputs must be a sequence of any of"),
         ({"lstm_kwargs": {"proj_size": 4}}, ValueError, r"lstm_kwargs\['proj_size'\] = 4 is not supported"),
+        (
+            {"rnn_type": "rnn", "lstm_kwargs": {"nonlinearity": "relu"}},
+            ValueError,
+            r"lstm_kwargs\['nonlinearity'\] must be 'tanh', got 'relu'",
+        ),
         ({"lstm_kwargs": {"bidirectional": True}}, ValueError, r"lstm_kwargs\['bidirectional'\] = True is not"),
         ({"lstm_kwargs": {"batch_first": True}}, ValueError, r"lstm_kwargs\['batch_first'\] = True is not"),
     ],
