@@ -29,7 +29,7 @@ def train(timesteps: int, seed: int, out: Path) -> LaplaceRecurrentPPO:
         batch_size=1600,
         n_epochs=4,
         gamma=0.9,
-        learning_rate=1e-3,
+        learning_rate=LinearSchedule(2e-3, 2e-4, 1.0),
         ent_coef=LinearSchedule(0.02, 0.0, 1.0),  # explore early, commit late
         seed=seed,
         device="cpu",
@@ -41,6 +41,8 @@ def train(timesteps: int, seed: int, out: Path) -> LaplaceRecurrentPPO:
             "net_arch": [64],
             "latent_dim": 64,
             "n_posterior_samples": 1,
+            # Wide enough that what the agent learns in a trial shows in the entropy
+            "posterior_kwargs": {"prior_std": 1.0},
         },
     )
     return model.learn(timesteps, callback=PosteriorCallback(), progress_bar=True)

@@ -102,15 +102,13 @@ class HiddenJacobian(NamedTuple):
         formed, and the sum over inputs is a matrix product.
         """
         a, u = self.coefficients, self.weights
-        n_gates = len(a)
-        total = a.new_zeros(a.shape[1], a.shape[3], a.shape[3])
-        for g in range(n_gates):
-            total.addcmul_(a[g].mT @ a[g], u[g] @ u[g].T)
-            for h in range(g + 1, n_gates):
-                # The pair (h, g) is the transpose of (g, h)
-                cross = (a[g].mT @ a[h]) * (u[g] @ u[h].T)
-                total += cross + cross.mT
-        return total
+        half = a.new_zeros(a.shape[1], a.shape[3], a.shape[3])
+        for g in range(len(a)):
+            half.addcmul_(a[g].mT @ a[g], u[g] @ u[g].T, value=0.5)
+            for h in range(g + 1, len(a)):
+                half.addcmul_(a[g].mT @ a[h], u[g] @ u[h].T)
+        # The pair (h, g) is the transpose of (g, h)
+        return half + half.mT
 
 
 def _lstm_jacobian(

@@ -202,8 +202,8 @@ class LaplacePosterior(LatentPosterior):
             if self.covariance == "diagonal":
                 return base + (half * projection).sum(-1)
             total = half @ projection.T
-        # Rounding leaves the product slightly asymmetric
-        return base + (0.5 * (total + total.mT) if self.covariance == "full" else total.diagonal(dim1=-2, dim2=-1))
+        # Rounding leaves the product with W slightly asymmetric
+        return base + 0.5 * (total + total.mT)
 
     def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
         """The noise is the displacement itself: an update holds the covariance at its rollout value."""
