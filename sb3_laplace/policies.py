@@ -152,12 +152,14 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
 
         :param n_envs: number of environments N
         :return: ``pi`` is the state of the actor's network, (h, c) of an LSTM or (h,), each (layers, N, H), then the
-            posterior's own, each (1, N, ...); ``vf`` is that of the critic's network
+            posterior's own, each (1, N, ...); ``vf`` is the state of the critic's own network, or ``pi`` if it has
+            none
         """
         shape = (self.lstm_hidden_state_shape[0], n_envs, self.lstm_hidden_state_shape[2])
         zeros = self.latent_layer.prior_mean.new_zeros(shape)
         of_network = (zeros,) * self._n_states
-        return RNNStates((*of_network, *self.latent_layer.initial_state(n_envs)), of_network)
+        pi_state = (*of_network, *self.latent_layer.initial_state(n_envs))
+        return RNNStates(pi_state, pi_state if self.lstm_critic is None else of_network)
 
     def sequence_states(self, states: RNNStates) -> RNNStates:
         """What of the recurrent states :meth:`evaluate_sequences` needs before a sequence.
@@ -165,7 +167,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         :param states: recurrent states as :meth:`act` takes them
         """
         own = self.latent_layer.sequence_state(states.pi[self._n_states :])
-        return RNNStates((*states.pi[: self._n_states], *own), states.vf)
+        return RNNStates((*states.pi[: self._n_states], *own), states.vf if self.lstm_critic is not None else ())
 
     @property
     def _n_states(self) -> int:
@@ -242,7 +244,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         latents, noise = self._draw(step.posterior, deterministic)
         heads = self._head_input(latents, hidden, pi_features)
         distribution = self._mixture(heads)
-        vf_state = pi_state[: self._n_states]
+        vf_state = pi_state
         if self.lstm_critic is not None:
             vf_state = self._critic_step(self.lstm_critic, vf_features, states.vf, episode_starts)
         values = self._values(heads if self.shared_lstm else self._critic_input(vf_features, vf_state[0][-1]))
@@ -287,11 +289,12 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         :return: shape (N, 1)
         """
         features = self._features_of(obs, self.vf_features_extractor)
-        lstm = self.lstm_actor if self.lstm_critic is None else self.lstm_critic
-        hidden = self._critic_step(lstm, features, lstm_states, episode_starts)[0][-1]
+        rnn = self.lstm_actor if self.lstm_critic is None else self.lstm_critic
+        hidden = self._critic_step(rnn, features, lstm_states[: self._n_states], episode_starts)[0][-1]
         if not self.shared_lstm:
             return self._values(self._critic_input(features, hidden))
-        latents = self.latent_layer.latent_mean(hidden).unsqueeze(0)
+        own = self.latent_layer.reset(lstm_states[self._n_states :], episode_starts)
+        latents = self.latent_layer.next_mean(hidden, own).unsqueeze(0)
         return self._values(self._head_input(latents, hidden, features))
 
     # -- whole sequences --------------------------------------------------------------------------------
@@ -347,8 +350,14 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """RecurrentPPO's interface: values, log-probabilities and entropy at the posterior's mean."""
-        return self.evaluate_sequences(obs, actions, lstm_states, episode_starts)[:3]
+        """RecurrentPPO's interface: values, log-probabilities and entropy at the posterior's mean.
+
+        A state without the posterior's own part, as RecurrentPPO's, is one whose posterior is the prior.
+        """
+        of_network, own = lstm_states.pi[: self._n_states], lstm_states.pi[self._n_states :]
+        own = own or self.latent_layer.initial_state(of_network[0].shape[1])
+        states = self.sequence_states(RNNStates((*of_network, *own), lstm_states.vf))
+        return self.evaluate_sequences(obs, actions, states, episode_starts)[:3]
 
     # -- parts ------------------------------------------------------------------------------------------
 

@@ -96,6 +96,20 @@ def test_ratio_and_values_with_every_lstm(critic: str, layers: int) -> None:
         th.testing.assert_close(values.flatten(), samples.old_values, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("critic", CRITICS)
+def test_bootstrap_values_are_those_of_acting_on_the_mean(posterior: str, critic: str) -> None:
+    model = small_model(policy_kwargs={**POSTERIORS[posterior], **CRITICS[critic]})
+    randomize(model.policy)
+    policy, states = model.policy, model.policy.initial_states(3)
+    for _ in range(5):
+        observations, starts = th.rand(3, 4), (th.rand(3) < 0.3).float()
+        values = policy.predict_values(observations, states.vf, starts)
+        step = policy.act(observations, states, starts, deterministic=True)
+        th.testing.assert_close(values, step.values)
+        states = step.states
+
+
 def test_ratio_with_gsde() -> None:
     for n_samples in (0, 1):
         model = small_model(

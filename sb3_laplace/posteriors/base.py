@@ -155,6 +155,14 @@ class LatentPosterior(nn.Module, ABC):
         :param episode_starts: 1 where an episode starts, shape (N,)
         """
 
+    def next_mean(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
+        """m_t without its precision, for the critic's bootstrap, shape (N, D).
+
+        :param hidden: updated hidden states of the top layer, shape (N, H)
+        :param state: own part of the recurrent state before the step, reset where episodes start
+        """
+        return self.latent_mean(hidden)
+
     @abstractmethod
     def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
         """Sample latents, and the noise that an update needs to find them again.

@@ -126,9 +126,7 @@ class LaplacePosterior(LatentPosterior):
         episode_starts: th.Tensor,
     ) -> PosteriorStep:
         prior = self._gaussian(state[0][0], state[1][0])
-        mean = self.latent_mean(rnn_state[0])
-        if self.sum_means:
-            mean = mean + prior.mean
+        mean = self.next_mean(rnn_state[0], state)
         base = prior.precision
         if self.factorization == "stationary":
             damping = self.prior_std**-2 if self.damping is None else self.damping
@@ -144,6 +142,10 @@ class LaplacePosterior(LatentPosterior):
         return PosteriorStep(
             self._gaussian(mean, precision), prior, (mean.unsqueeze(0), precision.unsqueeze(0), *history)
         )
+
+    def next_mean(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
+        mean = self.latent_mean(hidden)
+        return mean + state[0][0] if self.sum_means else mean
 
     def _append(self, history: th.Tensor, number: th.Tensor, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Add an input to the history; what no environment reads any more is dropped.
