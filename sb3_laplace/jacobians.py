@@ -8,11 +8,15 @@ Gradients never flow through these functions' results: a precision must not be o
 network's curvature (paper, section 4).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+# Numbers in a block of dense Jacobians: 2 MB in float32
+_BLOCK_SIZE = 2**19
 
 
 class CellWeights(NamedTuple):
@@ -70,6 +74,17 @@ class HiddenJacobian(NamedTuple):
         :param dtype: floating point type of the products, the weights' own by default
         """
         return weight.detach().to(dtype or weight.dtype) @ self.dense(dtype)
+
+    def blocks(self) -> Iterator[tuple[slice, "HiddenJacobian"]]:
+        """A flat batch of inputs in blocks whose dense S stays in the processor's cache, with their indices.
+
+        Writing S for all of many inputs and reading it again costs as much as the products themselves.
+        """
+        _, n_inputs, n_hidden = self.coefficients.shape
+        size = max(8, _BLOCK_SIZE // n_hidden**2) if self.coefficients.device.type == "cpu" else n_inputs
+        for begin in range(0, n_inputs, size):
+            block = slice(begin, min(begin + size, n_inputs))
+            yield block, self._replace(coefficients=self.coefficients[:, block])
 
     def row_norms_squared(self) -> th.Tensor:
         """The diagonal of ``S S^T``, shape (..., H), without ever forming S: 16 H flops per input.

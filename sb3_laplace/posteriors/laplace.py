@@ -166,13 +166,15 @@ class LaplacePosterior(LatentPosterior):
         if self.covariance == "diagonal" and self.mean_net is None:
             return base + jacobian.row_norms_squared()
         dtype = self._jacobian_dtype
-        if self.mean_net is None:
-            dense = jacobian.dense(dtype).to(base.dtype)
-        else:
-            dense = jacobian.project(self.mean_net.weight, dtype).to(base.dtype)
-        if self.covariance == "diagonal":
-            return base + th.linalg.vecdot(dense, dense)
-        return th.baddbmm(base, dense, dense.mT)
+        precision = th.empty_like(base, memory_format=th.contiguous_format)
+        for block, part in jacobian.blocks():
+            dense = part.dense(dtype) if self.mean_net is None else part.project(self.mean_net.weight, dtype)
+            dense = dense.to(base.dtype)
+            if self.covariance == "diagonal":
+                th.add(base[block], th.linalg.vecdot(dense, dense), out=precision[block])
+            else:
+                th.baddbmm(base[block], dense, dense.mT, out=precision[block])
+        return precision
 
     def _add_window(
         self,
