@@ -32,6 +32,13 @@ def test_bandit_demo(tmp_path: Path) -> None:
     assert f"tensorboard --logdir {tmp_path}" in output
 
 
+@pytest.mark.slow
+def test_bandit_demo_beats_thompson_sampling(tmp_path: Path) -> None:
+    output = run("bandit_demo.py", "--out", str(tmp_path))
+    for row, limit in zip(re.findall(r"agent, sampling +\S+ +\S+ +(\S+)", output), (6.0, 6.5), strict=True):
+        assert float(row) < limit
+
+
 def test_posthoc(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path), "--agents", "cartpole", "bandit"]
     run("posthoc.py", "train", *options, "--timesteps", "3200")
