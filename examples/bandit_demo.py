@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
+from sb3_laplace import (
+    LaplaceRecurrentPPO,
+    PosteriorCallback,
+    diagnose,
+    make_vec_env,
+    posterior_trace,
+    write_report,
+)
 from sb3_laplace_envs import DirichletBanditVectorEnv
 
 ENV_ID = "sb3_laplace/DirichletBandit-v0"
@@ -130,7 +137,13 @@ def main(arguments: list[str] | None = None) -> None:
     path = args.out / "model.zip"
     model.save(path)
     print_table(model, args.trials)
-    print(f"Model: {path}\nLogs:  {args.out}\nWatch the posterior:  .venv/bin/tensorboard --logdir {args.out}")
+    trace = posterior_trace(model, make_vec_env(ENV_ID, n_envs=min(256, args.trials), seed=20_000), args.trials)
+    diagnosis = diagnose(trace)
+    print(f"Diagnosis\n\n{diagnosis.table()}\n")
+    report = args.out / "report.html"
+    write_report(report, {"agent": trace}, {"agent": diagnosis})
+    print(f"Report: {report}\nModel:  {path}\nLogs:   {args.out}")
+    print(f"Watch the posterior:  .venv/bin/tensorboard --logdir {args.out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Importing the package registers the meta-tasks of ``sb3_laplace_envs`` with Gymn
 """
 
 import sb3_laplace_envs  # noqa: F401  (registers the environments)
-from sb3_laplace.callbacks import PosteriorCallback
+from sb3_laplace.callbacks import PosteriorCallback, PosteriorEvalCallback
+from sb3_laplace.diagnostics import Diagnosis, diagnose
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
 from sb3_laplace.posteriors import (
@@ -16,12 +17,15 @@ from sb3_laplace.posteriors import (
     VariationalPosterior,
 )
 from sb3_laplace.posthoc import Calibration, calibrate_prior_std
+from sb3_laplace.report import write_report
+from sb3_laplace.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
 
 __all__ = [
     "Calibration",
     "ConstantVariancePosterior",
+    "Diagnosis",
     "GymnasiumVecEnv",
     "HiddenStatePosterior",
     "LaplaceCnnLstmPolicy",
@@ -32,8 +36,13 @@ __all__ = [
     "LatentPosterior",
     "PointPosterior",
     "PosteriorCallback",
+    "PosteriorEvalCallback",
+    "PosteriorTrace",
     "VariationalPosterior",
     "__version__",
     "calibrate_prior_std",
+    "diagnose",
     "make_vec_env",
+    "posterior_trace",
+    "write_report",
 ]

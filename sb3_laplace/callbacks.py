@@ -1,11 +1,44 @@
 """Callbacks that watch the posterior while an agent trains."""
 
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import Image, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from sb3_laplace.gaussian import FullGaussian, Gaussian
+from sb3_laplace.checks import check_integer
+from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.posterior_statistics import double, posterior_statistics
+from sb3_laplace.posteriors import PosteriorStep
+from sb3_laplace.traces import PosteriorTrace, posterior_trace
+
+# Numbers in the precisions that are kept before their statistics are computed, in one batch
+_BATCH_SIZE = 2_000_000
+# Of environments with a full covariance, one in this many is watched
+_ONE_IN = 64
+# Longest trial whose curves are drawn, in steps, and how many posteriors of a batch go into a histogram
+_MAX_CURVE = 1000
+_N_HISTOGRAM = 64
+# Formats that cannot show pictures
+_TEXT_FORMATS = ("stdout", "log", "json", "csv")
+_CURVES = {"entropy": "entropy (nats)", "kl_mean": "KL, mean part", "kl_covariance": "KL, covariance part"}
+# Charts of TensorBoard's custom scalars: it takes tags as regular expressions
+_LAYOUT = {
+    "posterior": {
+        "entropy": ["entropy", "entropy_first_step", "entropy_last_step"],
+        "KL between successive posteriors": ["kl", "kl_mean", "kl_covariance"],
+        "KL, first and last step of a trial": ["kl_first_step", "kl_last_step"],
+        "marginal variance": ["variance_max", "variance_min"],
+        "moved to claimed": ["moved_to_claimed"],
+    }
+}
 
 
 class PosteriorCallback(BaseCallback):
@@ -13,79 +46,304 @@ class PosteriorCallback(BaseCallback):
 
     All are means over the steps of the rollout in the environments watched, entropies and KLs in nats:
 
-    - ``posterior/entropy`` and ``posterior/kl``: H(q_t) and KL(q_t || q_{t-1})
+    - ``posterior/entropy``, ``posterior/kl``: H(q_t) and KL(q_t || q_{t-1}), the latter also split into
+      ``posterior/kl_mean`` and ``posterior/kl_covariance``
     - ``posterior/entropy_first_step``, ``posterior/kl_first_step``: at the first step of a trial, where
       q_{t-1} is the prior
     - ``posterior/entropy_last_step``, ``posterior/kl_last_step``: at the last step of a trial
     - ``posterior/variance_max``, ``posterior/variance_min``: the largest and the smallest marginal variance
+    - ``posterior/mean_step``: Euclidean length of the mean's step
+    - ``posterior/moved_to_claimed``: how far the mean moved over how far it should, but at the first steps; 1 for a
+      correct posterior (see :func:`~sb3_laplace.diagnostics.judge_overconfidence`)
 
-    A tag is left out of a rollout in which no trial starts or ends.
+    A tag is left out of a rollout in which no trial starts or ends, and where it does not exist (a point has
+    no entropy). With TensorBoard there are also a layout of custom scalars that groups these, and every
+    ``figure_freq`` rollouts a histogram of the marginal variances, ``posterior/variance``, and curves of
+    the entropy and both parts of the KL over the step within a trial, ``posterior/within_trial``
+    (this one needs matplotlib).
 
     :param n_watched: number of environments watched, a random choice at every rollout. None is all of them
-        for a diagonal covariance and one in 16 for a full one, whose statistics take a matrix inverse for
-        every step and environment.
+        for a diagonal covariance and one in 64 for a full one, whose statistics take a matrix inverse for
+        every step and environment. (Of fewer than 64 one is watched, at one in so many rollouts that it
+        comes to the same.)
+    :param figure_freq: number of rollouts between two histograms and figures; 0 for none
     :param verbose: verbosity level
-    :raises ValueError: if n_watched is not positive, or the model is no LaplaceRecurrentPPO
+    :raises ValueError: if an argument is out of range, or the model is no LaplaceRecurrentPPO
     """
 
     model: LaplaceRecurrentPPO
 
-    def __init__(self, n_watched: int | None = None, verbose: int = 0) -> None:
+    def __init__(self, n_watched: int | None = None, figure_freq: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
-        if n_watched is not None and n_watched < 1:
-            raise ValueError(f"n_watched must be a positive integer or None, got {n_watched!r}.")
-        self.n_watched = n_watched
+        self.n_watched = None if n_watched is None else check_integer("n_watched", n_watched, minimum=1)
+        self.figure_freq = check_integer("figure_freq", figure_freq, minimum=0)
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, LaplaceRecurrentPPO):
             raise ValueError(f"PosteriorCallback watches a LaplaceRecurrentPPO, got a {type(self.model).__name__}.")
         # Its own generator: watching must not change what the agent does
         self._rng = np.random.default_rng(self.model.seed)
+        n_envs = self.training_env.num_envs
+        prior = self.model.policy.latent_layer.prior(1)
+        is_full = any(part.dim() > prior.mean.dim() for part in prior.tensors)
+        self._n_chosen = self.n_watched or (max(1, n_envs // _ONE_IN) if is_full else n_envs)
+        self._watch_freq = max(1, _ONE_IN // n_envs) if is_full and self.n_watched is None else 1
+        # Step of its trial that each environment is at, -1 where the trial's start was not seen
+        self._trial_step = np.full(n_envs, -1)
+        self._n_rollouts, self._next_figures = 0, self.figure_freq
+        self._clear_curves()
+
+    def _on_training_start(self) -> None:
+        outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+        self._has_figures = bool(outputs) and self.figure_freq > 0
+        for output in outputs:
+            output.writer.add_custom_scalars(
+                {
+                    group: {
+                        title: ["Multiline", [f"^{group}/{tag}$" for tag in tags]] for title, tags in charts.items()
+                    }
+                    for group, charts in _LAYOUT.items()
+                }
+            )
+        self._figures = _import_figures() if self._has_figures else None
 
     def _on_rollout_start(self) -> None:
-        self._watched: np.ndarray | None = None
+        self._is_watched = self._n_rollouts % self._watch_freq == 0
+        self._n_rollouts += 1
+        self._figures_are_due = self._has_figures and self._is_watched and self._n_rollouts >= self._next_figures
+        n_envs = self.training_env.num_envs
+        self._watched = np.sort(self._rng.permutation(n_envs)[: self._n_chosen])
+        self._index = None if len(self._watched) == n_envs else th.as_tensor(self._watched, device=self.model.device)
         self._posteriors: list[Gaussian] = []
         self._priors: list[Gaussian] = []
-        self._first: list[np.ndarray] = []
-        self._last: list[np.ndarray] = []
+        self._statistics: list[dict[str, np.ndarray]] = []
+        self._flags: list[tuple[np.ndarray, ...]] = []
+        self._variances: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
-        step = self.locals["step"].posterior
-        if self._watched is None:
-            self._watched = self._choose(step.posterior)
-        index = th.as_tensor(self._watched, device=self.model.device)
-        with th.inference_mode():
-            self._posteriors.append(step.posterior[index])
-            self._priors.append(step.prior[index])
-        self._first.append(np.asarray(self.locals["episode_starts"], dtype=bool)[self._watched])
-        self._last.append(np.asarray(self.locals["dones"], dtype=bool)[self._watched])
+        starts = np.asarray(self.locals["episode_starts"], dtype=bool)
+        self._trial_step = np.where(starts, 0, self._trial_step + (self._trial_step >= 0))
+        if not self._is_watched:
+            return True
+        dones = np.asarray(self.locals["dones"], dtype=bool)
+        watched = self._watched
+        self._flags.append((starts[watched], dones[watched], self._trial_step[watched]))
+        step: PosteriorStep = self.locals["step"].posterior
+        posterior, prior = step.posterior, step.prior
+        if self._index is not None:
+            with th.inference_mode():
+                posterior, prior = posterior[self._index], prior[self._index]
+        self._posteriors.append(posterior)
+        self._priors.append(prior)
+        if len(self._posteriors) * sum(part.numel() for part in posterior.tensors) >= _BATCH_SIZE:
+            self._compute()
         return True
 
-    def _choose(self, posterior: Gaussian) -> np.ndarray:
-        n_envs = self.training_env.num_envs
-        n_watched = self.n_watched or (max(1, n_envs // 16) if isinstance(posterior, FullGaussian) else n_envs)
-        return np.sort(self._rng.permutation(n_envs)[:n_watched])
+    def _compute(self) -> None:
+        """Statistics of the posteriors kept so far."""
+        if not self._posteriors:
+            return
+        with th.inference_mode():
+            posterior, prior = (double(Gaussian.concatenate(parts)) for parts in (self._posteriors, self._priors))
+            values = posterior_statistics(posterior, prior)
+            variance = posterior.variance
+            values["variance_max"], values["variance_min"] = variance.amax(-1), variance.amin(-1)
+            self._statistics.append({name: value.cpu().numpy() for name, value in values.items()})
+            if self._figures_are_due:
+                chosen = th.as_tensor(self._rng.integers(len(variance), size=_N_HISTOGRAM), device=variance.device)
+                self._variances.append(variance[chosen].flatten().cpu().numpy())
+        self._posteriors, self._priors = [], []
 
     def _on_rollout_end(self) -> None:
-        with th.inference_mode():
-            posterior, prior = _concatenate(self._posteriors), _concatenate(self._priors)
-            variance = posterior.variance
-            values = {
-                "entropy": posterior.entropy().cpu().numpy(),
-                "kl": posterior.kl(prior).cpu().numpy(),
-                "variance_max": variance.amax(-1).cpu().numpy(),
-                "variance_min": variance.amin(-1).cpu().numpy(),
-            }
-        for name, value in values.items():
-            self.logger.record(f"posterior/{name}", float(value.mean()))
-        for when, flags in (("first", self._first), ("last", self._last)):
-            chosen = np.concatenate(flags)
-            if chosen.any():
-                for name in ("entropy", "kl"):
-                    self.logger.record(f"posterior/{name}_{when}_step", float(values[name][chosen].mean()))
+        if not self._is_watched:
+            return
+        self._compute()
+        values = {name: np.concatenate([batch[name] for batch in self._statistics]) for name in self._statistics[0]}
+        values["kl"] = values["kl_mean"] + values["kl_covariance"]
+        first, last, trial_step = (np.concatenate(flags) for flags in zip(*self._flags, strict=True))
+        for name in ("entropy", "kl", "kl_mean", "kl_covariance", "variance_max", "variance_min", "mean_step"):
+            self._record(name, values[name])
+        for when, chosen in (("first", first), ("last", last)):
+            for name in ("entropy", "kl"):
+                self._record(f"{name}_{when}_step", values[name][chosen])
+        claimed = values["expected_move"][~first].sum()
+        if claimed > 0:
+            dim = self.model.policy.latent_layer.latent_dim
+            self._record("moved_to_claimed", 2.0 * values["kl_mean"][~first].sum() / dim / claimed)
+        if self._has_figures:
+            self._add_to_curves(trial_step, values)
+        if self._figures_are_due:
+            self._next_figures = self._n_rollouts + self.figure_freq
+            self._record_figures()
+
+    def _record(self, name: str, value: np.ndarray | float) -> None:
+        """Log the mean of some numbers, if there are any and they exist."""
+        if np.size(value) and np.isfinite(mean := np.mean(value)):
+            self.logger.record(f"posterior/{name}", float(mean))
+
+    # -- curves over the step within a trial ------------------------------------------------------------
+
+    def _clear_curves(self) -> None:
+        self._sums = dict.fromkeys(_CURVES, np.zeros(_MAX_CURVE))
+        self._counts = np.zeros(_MAX_CURVE)
+
+    def _add_to_curves(self, trial_step: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        known = (trial_step >= 0) & (trial_step < _MAX_CURVE)
+        steps = trial_step[known]
+        self._counts = self._counts + np.bincount(steps, minlength=_MAX_CURVE)
+        for name, total in self._sums.items():
+            self._sums[name] = total + np.bincount(steps, values[name][known], minlength=_MAX_CURVE)
+
+    def _record_figures(self) -> None:
+        self.logger.record("posterior/variance", np.concatenate(self._variances), exclude=_TEXT_FORMATS)
+        if self._figures is not None and self._counts[1:].any():
+            drawn = slice(0, int(np.flatnonzero(self._counts)[-1]) + 1)
+            with np.errstate(invalid="ignore"):
+                means = {_CURVES[name]: (total / self._counts)[drawn] for name, total in self._sums.items()}
+            means = {label: mean for label, mean in means.items() if np.isfinite(mean).any()}
+            if means:
+                image = self._figures.to_image(self._figures.within_trial(means))
+                self.logger.record("posterior/within_trial", Image(image, "HWC"), exclude=_TEXT_FORMATS)
+        self._clear_curves()
 
 
-def _concatenate(gaussians: list[Gaussian]) -> Gaussian:
-    """One batch of all the Gaussians' batches, in order."""
-    mean = th.cat([gaussian.mean for gaussian in gaussians])
-    return type(gaussians[0])(mean, th.cat([gaussian.precision for gaussian in gaussians]))
+def _import_figures() -> ModuleType | None:
+    """The module that draws, None (with a warning) without matplotlib."""
+    try:
+        from sb3_laplace import figures
+    except ImportError:
+        warnings.warn(
+            "matplotlib is not installed: PosteriorCallback logs no figures. Install it "
+            "(pip install 'sb3-laplace[plots]') or pass figure_freq=0."
+        )
+        return None
+    return figures
+
+
+class PosteriorEvalCallback(EvalCallback):
+    """SB3's ``EvalCallback`` that also records what the posterior does.
+
+    Logged beside ``eval/mean_reward`` and ``eval/mean_ep_length``: means over all steps of the posterior's
+    ``eval/entropy``, ``eval/kl_mean`` and ``eval/kl_covariance`` in nats, and ``eval/regret``, the mean regret of
+    a trial, where the environment reports one. With ``log_path``, ``evaluations.npz`` is written as SB3 does, and
+    every trace as ``traces/<timesteps>.npz`` (:meth:`PosteriorTrace.load <sb3_laplace.traces.PosteriorTrace.load>`).
+
+    Evaluation draws from a fork of torch's random number generator: training is the same with it as without.
+
+    :param eval_env: the environment used for evaluation, not the one for training
+    :param callback_on_new_best: callback to trigger when there is a new best model
+    :param callback_after_eval: callback to trigger after every evaluation
+    :param n_eval_trials: number of trials (episodes) to play
+    :param eval_freq: evaluate every ``eval_freq`` calls of the callback (steps of the vectorized environment)
+    :param log_path: folder of ``evaluations.npz`` and the traces; None for no files
+    :param best_model_save_path: folder of ``best_model.zip``, the best by mean return; None for no file
+    :param deterministic: act on the posterior's mean and take the mode
+    :param verbose: verbosity level: 0 for no output, 1 for results
+    :raises ValueError: if an argument is out of range
+    """
+
+    model: LaplaceRecurrentPPO
+
+    def __init__(
+        self,
+        eval_env: gym.Env | VecEnv,
+        callback_on_new_best: BaseCallback | None = None,
+        callback_after_eval: BaseCallback | None = None,
+        n_eval_trials: int = 100,
+        eval_freq: int = 10000,
+        log_path: str | None = None,
+        best_model_save_path: str | None = None,
+        deterministic: bool = True,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__(
+            eval_env,
+            callback_on_new_best=callback_on_new_best,
+            callback_after_eval=callback_after_eval,
+            n_eval_episodes=check_integer("n_eval_trials", n_eval_trials, minimum=1),
+            eval_freq=eval_freq,
+            log_path=log_path,
+            best_model_save_path=best_model_save_path,
+            deterministic=deterministic,
+            verbose=verbose,
+        )
+
+    def _on_step(self) -> bool:
+        if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
+            return True
+        if self.model.get_vec_normalize_env() is not None:
+            try:
+                sync_envs_normalization(self.training_env, self.eval_env)
+            except (AttributeError, AssertionError) as error:
+                raise ValueError("eval_env must be wrapped in VecNormalize as the training environment is.") from error
+        trace = self._play()
+        if self.log_path is not None:
+            self._save(trace)
+        self._log(trace)
+        if self.last_mean_reward > self.best_mean_reward and not self._on_new_best():
+            return False
+        return self._on_event() if self.callback is not None else True
+
+    def _play(self) -> PosteriorTrace:
+        device = self.model.device
+        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            trace = posterior_trace(
+                self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic, progress_bar=False
+            )
+        if trace.interrupted:
+            raise KeyboardInterrupt
+        return trace
+
+    def _save(self, trace: PosteriorTrace) -> None:
+        """Write ``evaluations.npz`` with all evaluations so far, and the trace of this one."""
+        assert self.log_path is not None
+        self.evaluations_timesteps.append(self.num_timesteps)
+        self.evaluations_results.append(trace.returns.tolist())
+        self.evaluations_length.append(trace.lengths.tolist())
+        arrays: dict[str, Any] = {
+            "timesteps": self.evaluations_timesteps,
+            "results": self.evaluations_results,
+            "ep_lengths": self.evaluations_length,
+        }
+        if (successes := _successes(trace)) is not None:
+            self.evaluations_successes.append(successes.tolist())
+            arrays["successes"] = self.evaluations_successes
+        np.savez(self.log_path, **arrays)
+        folder = os.path.join(os.path.dirname(self.log_path), "traces")
+        os.makedirs(folder, exist_ok=True)
+        trace.save(os.path.join(folder, f"{self.num_timesteps}.npz"))
+
+    def _log(self, trace: PosteriorTrace) -> None:
+        self.last_mean_reward = float(trace.returns.mean())
+        if self.verbose >= 1:
+            spread, length = trace.returns.std(), trace.lengths.mean()
+            print(f"Eval num_timesteps={self.num_timesteps}, trial_reward={self.last_mean_reward:.2f} +/- {spread:.2f}")
+            print(f"Trial length: {length:.2f} +/- {trace.lengths.std():.2f}")
+        self.logger.record("eval/mean_reward", self.last_mean_reward)
+        self.logger.record("eval/mean_ep_length", float(trace.lengths.mean()))
+        for name in ("entropy", "kl_mean", "kl_covariance"):
+            values = getattr(trace, name)
+            if np.isfinite(values).any():
+                self.logger.record(f"eval/{name}", float(np.nanmean(values)))
+        if trace.regret is not None:
+            self.logger.record("eval/regret", float(np.nansum(trace.regret, axis=1).mean()))
+        if (successes := _successes(trace)) is not None:
+            self.logger.record("eval/success_rate", float(successes.mean()))
+        # As SB3 does, so that the numbers appear at the timestep of the evaluation
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+
+    def _on_new_best(self) -> bool:
+        if self.verbose >= 1:
+            print("New best mean reward!")
+        if self.best_model_save_path is not None:
+            self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+        self.best_mean_reward = self.last_mean_reward
+        return self.callback_on_new_best is None or self.callback_on_new_best.on_step()
+
+
+def _successes(trace: PosteriorTrace) -> np.ndarray | None:
+    """Whether each trial ended in a success, where the environment tells, shape (n_trials,)."""
+    if "is_success" not in trace.figures:
+        return None
+    return trace.figures["is_success"][np.arange(trace.n_trials), trace.lengths - 1] == 1

@@ -29,6 +29,7 @@ def test_bandit_demo(tmp_path: Path) -> None:
     thompson = [float(row.split()[-1]) for row in re.findall(r"Thompson.*", output)]
     assert thompson[0] == pytest.approx(8.0, abs=0.8)
     assert len(re.findall(r"agent, (?:sampling|deterministic) +(?:\d+\.\d\d +){3}(?:-?\d+\.\d *){3}", output)) == 4
+    assert (tmp_path / "report.html").exists()
     assert f"tensorboard --logdir {tmp_path}" in output
 
 

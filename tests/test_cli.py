@@ -1,0 +1,222 @@
+"""The command line: what it writes and prints, and one line for every kind of bad input."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace.cli import load_agent, main, make_env, parse_env_kwargs
+from sb3_laplace.traces import PosteriorTrace
+from tests.helpers import RandomEnv
+
+BANDIT = "sb3_laplace/DirichletBandit-v0"
+POLICY_KWARGS = {"lstm_hidden_size": 6, "net_arch": [8]}
+
+
+class InterruptedEnv(RandomEnv):
+    """Ctrl-C in the third trial of eight steps."""
+
+    def __init__(self) -> None:
+        super().__init__(end_rate=0.0)
+        self.n_steps = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.n_steps += 1
+        if self.n_steps > 20:
+            raise KeyboardInterrupt
+        obs, reward, *_ = super().step(action)
+        return obs, reward, False, self.n_steps % 8 == 0, {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Zips of untrained agents: ours, RecurrentPPO's, another algorithm's, and files that are none."""
+    folder = tmp_path_factory.mktemp("agents")
+    env = make_vec_env(BANDIT, n_envs=2, seed=0)
+    arguments: dict[str, Any] = {"policy_kwargs": POLICY_KWARGS, "seed": 0, "device": "cpu"}
+    LaplaceRecurrentPPO("LaplaceLstmPolicy", env, **arguments).save(folder / "ours.zip")
+    RecurrentPPO("MlpLstmPolicy", env, **arguments).save(folder / "recurrent.zip")
+    PPO("MlpPolicy", env, device="cpu").save(folder / "ppo.zip")
+    (folder / "text.zip").write_text("no zip")
+    whole = (folder / "ours.zip").read_bytes()
+    (folder / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    normalized = VecNormalize(env)
+    normalized.obs_rms.mean[:] = 0.5
+    normalized.save(str(folder / "normalize.pkl"))
+    LaplaceRecurrentPPO("LaplaceLstmPolicy", RandomEnv(), **arguments).save(folder / "random.zip")
+    gym.register("InterruptedTestEnv-v0", entry_point=InterruptedEnv)
+    return folder
+
+
+def run(*arguments: object, n_trials: int = 32) -> int:
+    return main(["diagnose", *map(str, arguments), "--n-trials", str(n_trials), "--device", "cpu"])
+
+
+def test_diagnose(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "new" / "folder"
+    model = folder / "ours.zip"
+    assert run(model, "--env", BANDIT, "--env-kwargs", "trial_length=8", "--out", out) == 0
+    printed = capsys.readouterr()
+    assert "ours on sb3_laplace/DirichletBandit-v0" in printed.out
+    assert "Does entropy fall?                     FALLS" in printed.out
+    assert str(out / "report.html") in printed.out
+    assert printed.err == ""
+    trace = PosteriorTrace.load(out / "trace.npz")
+    assert trace.reward.shape == (32, 8)
+    assert trace.settings["env_kwargs"] == {"trial_length": 8}
+    document = json.loads((out / "diagnosis.json").read_text())
+    assert document["agents"]["ours"]["n_trials"] == 32
+    assert "<!doctype html>" in (out / "report.html").read_text()
+
+
+def test_seeded(folder: Path, tmp_path: Path) -> None:
+    rewards = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(folder / "ours", "--env", BANDIT, "--out", tmp_path / name, "--seed", seed, n_trials=3) == 0
+        rewards[name] = PosteriorTrace.load(tmp_path / name / "trace.npz").reward
+    np.testing.assert_array_equal(rewards["a"], rewards["b"])
+    assert not np.array_equal(rewards["a"], rewards["c"])
+
+
+def test_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Ours, RecurrentPPO's and one of the same name: all on the same tasks."""
+    model = folder / "ours.zip"
+    others = (folder / "recurrent.zip", folder / "ours.zip")
+    assert run(model, "--env", BANDIT, "--compare", *others, "--out", tmp_path, "--deterministic") == 0
+    traces = [PosteriorTrace.load(tmp_path / f"trace{suffix}.npz") for suffix in ("", "-recurrent", "-ours (2)")]
+    np.testing.assert_array_equal(traces[0].reward, traces[2].reward)
+    assert all(trace.settings["deterministic"] for trace in traces)
+    assert list(json.loads((tmp_path / "diagnosis.json").read_text())["agents"]) == [
+        "ours (1)",
+        "recurrent",
+        "ours (2)",
+    ]
+    assert "recurrent on" in capsys.readouterr().out
+
+
+def test_a_recurrent_ppo_agent_acts_as_before(folder: Path) -> None:
+    agent, before = load_agent(folder / "recurrent", "cpu"), RecurrentPPO.load(folder / "recurrent", device="cpu")
+    obs = make_vec_env(BANDIT, n_envs=4, seed=1).reset()
+    state, old_state = None, None
+    for _ in range(3):
+        action, state = agent.predict(obs, state, deterministic=True)
+        old_action, old_state = before.predict(obs, old_state, deterministic=True)
+        np.testing.assert_array_equal(action, old_action)
+    assert isinstance(agent, LaplaceRecurrentPPO)
+    assert agent.policy.n_posterior_samples == 0
+    assert th.isfinite(agent.policy.posterior(state).entropy()).all()
+
+
+def test_vecnormalize(folder: Path, tmp_path: Path) -> None:
+    env = make_env(BANDIT, 300, 0, {}, str(folder / "normalize.pkl"))
+    # The fewest environments that play 300 trials in two rounds
+    assert env.num_envs == 150
+    assert isinstance(env, VecNormalize)
+    assert not env.training
+    assert not env.norm_reward
+    model = folder / "ours.zip"
+    normalized = ("--vecnormalize", folder / "normalize.pkl")
+    assert run(model, "--env", BANDIT, "--out", tmp_path / "a", *normalized, n_trials=4) == 0
+    assert run(model, "--env", BANDIT, "--out", tmp_path / "b", n_trials=4) == 0
+    entropies = [PosteriorTrace.load(tmp_path / name / "trace.npz").entropy for name in "ab"]
+    assert not np.array_equal(*entropies)
+
+
+def test_environments_without_a_batched_form(folder: Path) -> None:
+    assert make_env("CartPole-v1", 40, 0, {}).num_envs == 14
+
+
+def test_env_kwargs() -> None:
+    items = ["a=1", "b=0.5", "c=text", "d=[1, 2]", "e=true", "f=a=b"]
+    assert parse_env_kwargs(items) == {"a": 1, "b": 0.5, "c": "text", "d": [1, 2], "e": True, "f": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.zip", "--env", BANDIT], r"there is no file '.*missing.zip'"),
+        (["text.zip", "--env", BANDIT], r"text.zip' cannot be loaded \(ValueError\): .*zip"),
+        (["cut.zip", "--env", BANDIT], r"cut.zip' cannot be loaded"),
+        (["ppo.zip", "--env", BANDIT], r"ppo.zip' cannot be loaded .* not recurrent"),
+        (["ours.zip", "--env", BANDIT, "--compare", "missing.zip"], r"there is no file '.*missing.zip'"),
+        (["ours.zip", "--env", "CartPole-v1"], r"does not fit .*\(7,\).* and Box\(.*\(4,\).*Discrete\(5\) \(agent\)"),
+        (["ours.zip", "--env", "Nowhere-v0"], r"environment 'Nowhere-v0' cannot be made: .*Nowhere"),
+        (["ours.zip", "--env", "no_module:Nowhere-v0"], "cannot be made: No module named"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "n_arms=1"], "n_arms"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "wrong=1"], "wrong"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "n_arms"], "NAME=VALUE, got 'n_arms'"),
+        (["ours.zip", "--env", BANDIT, "--vecnormalize", "missing.pkl"], "missing.pkl' holds no VecNormalize"),
+        (["ours.zip", "--env", BANDIT, "--vecnormalize", "text.zip"], "text.zip' holds no VecNormalize"),
+        (["ours.zip", "--env", BANDIT, "--n-trials", "0"], "--n-trials must be at least 1, got 0"),
+        (["ours.zip", "--env", BANDIT, "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["ours.zip", "--env", BANDIT, "--device", "nowhere"], "nowhere"),
+        (["ours.zip", "--env", BANDIT, "--out", "text.zip"], "--out: .*text.zip"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "trial_length=100001"], "Trials of 100001 steps .* GiB"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["diagnose", *arguments]) == 2
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("sb3-laplace: error: ")
+    assert printed.out == ""
+    assert re.search(message, lines[0])
+
+
+def test_an_interrupt_keeps_what_was_collected(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = (folder / "random.zip", "--env", "InterruptedTestEnv-v0", "--compare", folder / "random.zip")
+    assert run(*arguments, "--out", tmp_path, n_trials=48) == 130
+    printed = capsys.readouterr()
+    assert "Interrupted: going on with 32 of 48 trials." in printed.err
+    trace = PosteriorTrace.load(tmp_path / "trace.npz")
+    assert trace.interrupted
+    assert trace.complete.sum() == 32
+    # Those under way are kept too
+    assert trace.n_trials == 48
+    assert (tmp_path / "report.html").exists()
+    assert len(json.loads((tmp_path / "diagnosis.json").read_text())["agents"]) == 1
+
+
+def test_an_interrupt_before_anything(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sb3_laplace.cli.load_agent", interrupted)
+    assert run(folder / "ours.zip", "--env", BANDIT) == 130
+    assert capsys.readouterr().err == "sb3-laplace: interrupted\n"
+
+
+def test_without_matplotlib_all_but_the_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_laplace.figures", None)
+    monkeypatch.delattr("sb3_laplace.figures", raising=False)
+    assert run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path, n_trials=2) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["diagnosis.json", "trace.npz"]
+    assert "no report: A report needs matplotlib" in capsys.readouterr().err
+
+
+def test_help_and_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sb3-laplace", "diagnose", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("sb3_laplace", run_name="__main__")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "runs the pickled code in the file" in text
+    assert "only open files that you trust" in text
+    with pytest.raises(SystemExit, match="2"):
+        main([])
