@@ -36,7 +36,7 @@ class TrialStore:
 
     def __init__(self, n_trials: int, n_envs: int) -> None:
         self.n_trials = n_trials
-        self._targets = (n_trials + np.arange(n_envs)[::-1]) // n_envs
+        self._targets = (n_trials + np.arange(n_envs)) // n_envs
         self._first_row = np.cumsum(self._targets) - self._targets
         self._played = np.zeros(n_envs, dtype=np.int64)
         self._step = np.zeros(n_envs, dtype=np.int64)
