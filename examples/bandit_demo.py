@@ -52,7 +52,7 @@ def train(timesteps: int, seed: int, out: Path) -> LaplaceRecurrentPPO:
             "posterior_kwargs": {"prior_std": 1.0},
         },
     )
-    return model.learn(timesteps, callback=PosteriorCallback(), progress_bar=True)
+    return model.learn(timesteps, callback=PosteriorCallback(figure_freq=10), progress_bar=True)
 
 
 def play_agent(

@@ -54,37 +54,34 @@ class HiddenJacobian(NamedTuple):
     coefficients: th.Tensor
     weights: th.Tensor
 
-    def dense(self, dtype: th.dtype | None = None) -> th.Tensor:
-        """S itself for a flat batch of N inputs, shape (N, H, H), as a view of a tensor laid out (H, N, H).
+    def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
+        """``J = W S`` for a flat batch of N inputs, in blocks that stay in the processor's cache.
 
-        :param dtype: floating point type of the product, the weights' own by default
+        Writing S for all of many inputs and reading it again costs as much as the products themselves, and
+        so does fresh memory for every block.
+
+        :param projection: the latent projection W, shape (D, H); None for the identity
+        :param dtype: floating point type of the products, the weights' own by default
+        :return: the indices of a block of n inputs and their J, shape (n, D, H), overwritten by the next block
         """
-        rows = self.coefficients.permute(2, 1, 0).contiguous()
-        weights = self.weights.transpose(0, 1)
+        rows, weights = self.coefficients.permute(2, 1, 0).contiguous(), self.weights.transpose(0, 1)
         if dtype is not None:
             rows, weights = rows.to(dtype), weights.to(dtype)
-        # One matrix product per hidden unit, (N, G) x (G, H): 30 to 60 times faster than the same sum
-        # over gates written as an einsum over (N, G, H)
-        return th.bmm(rows, weights).transpose(0, 1)
-
-    def project(self, weight: th.Tensor, dtype: th.dtype | None = None) -> th.Tensor:
-        """``J = W S`` for a flat batch of N inputs, shape (N, D, H).
-
-        :param weight: the latent projection W, shape (D, H)
-        :param dtype: floating point type of the products, the weights' own by default
-        """
-        return weight.detach().to(dtype or weight.dtype) @ self.dense(dtype)
-
-    def blocks(self) -> Iterator[tuple[slice, "HiddenJacobian"]]:
-        """A flat batch of inputs in blocks whose dense S stays in the processor's cache, with their indices.
-
-        Writing S for all of many inputs and reading it again costs as much as the products themselves.
-        """
-        _, n_inputs, n_hidden = self.coefficients.shape
-        size = max(8, _BLOCK_SIZE // n_hidden**2) if self.coefficients.device.type == "cpu" else n_inputs
+        n_hidden, n_inputs, _ = rows.shape
+        size = min(n_inputs, max(8, _BLOCK_SIZE // n_hidden**2)) if rows.device.type == "cpu" else n_inputs
+        dense = rows.new_empty(n_hidden, size, n_hidden)
+        if projection is not None:
+            projection = projection.detach().to(rows.dtype).expand(size, -1, -1)
+            projected = rows.new_empty(projection.shape)
         for begin in range(0, n_inputs, size):
             block = slice(begin, min(begin + size, n_inputs))
-            yield block, self._replace(coefficients=self.coefficients[:, block])
+            n = block.stop - begin
+            # One matrix product per hidden unit, (n, G) x (G, H): 30 to 60 times faster than the same sum over
+            # gates written as an einsum over (n, G, H)
+            jacobian = th.bmm(rows[:, block], weights, out=dense[:, :n]).transpose(0, 1)
+            if projection is not None:
+                jacobian = th.bmm(projection[:n], jacobian, out=projected[:n])
+            yield block, jacobian
 
     def row_norms_squared(self) -> th.Tensor:
         """The diagonal of ``S S^T``, shape (..., H), without ever forming S: 16 H flops per input.

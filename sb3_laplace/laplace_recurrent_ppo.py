@@ -197,6 +197,11 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             use_sde=self.use_sde,
             **self.policy_kwargs,
         ).to(self.device)
+        if isinstance(self.policy._own_parameters["posterior"], str):
+            # Saved with the model: a later version may have another default
+            given = self.policy_kwargs.get("posterior_kwargs") or {}
+            resolved = {**given, "prior_std": self.policy.latent_layer.prior_std}
+            self.policy_kwargs = {**self.policy_kwargs, "posterior_kwargs": resolved}
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
         if self._with_kl and self.policy.latent_layer.is_point:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_laplace.jacobians import hidden_jacobian
+from sb3_laplace import jacobians
+from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -23,6 +24,11 @@ def autodiff_jacobian(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor
 
     arguments = zip(state[0], inputs, *state[1:], strict=True)
     return th.stack([th.func.jacfwd(step)(*one) for one in arguments])
+
+
+def formed(jacobian: HiddenJacobian, projection: th.Tensor | None = None) -> th.Tensor:
+    """W S, or S, of all inputs."""
+    return th.cat([block.clone() for _, block in jacobian.blocks(projection)])
 
 
 def random_case(
@@ -62,10 +68,22 @@ def test_jacobian_is_autodiffs(
     oracle = autodiff_jacobian(rnn, inputs, state)
     jacobian = hidden_jacobian(rnn, inputs, state)
     projection = th.randn(3, n_hidden, dtype=dtype)
-    th.testing.assert_close(jacobian.dense(), oracle, rtol=tolerance, atol=tolerance)
-    th.testing.assert_close(jacobian.project(projection), projection @ oracle, rtol=tolerance, atol=5 * tolerance)
+    th.testing.assert_close(formed(jacobian), oracle, rtol=tolerance, atol=tolerance)
+    th.testing.assert_close(formed(jacobian, projection), projection @ oracle, rtol=tolerance, atol=5 * tolerance)
     squares = oracle.square().sum(-1)
     th.testing.assert_close(jacobian.row_norms_squared(), squares, rtol=tolerance, atol=5 * tolerance)
+
+
+@pytest.mark.parametrize("n", [1, 8, 17, 40])
+def test_blocks_cover_every_input_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jacobians, "_BLOCK_SIZE", 1)
+    rnn, inputs, state = random_case("lstm", n, 3, 4, 1, True, 0, th.float64)
+    jacobian, projection = hidden_jacobian(rnn, inputs, state), th.randn(2, 4, dtype=th.float64)
+    covered = [index for block, _ in jacobian.blocks(None) for index in range(n)[block]]
+    assert covered == list(range(n))
+    oracle = autodiff_jacobian(rnn, inputs, state)
+    th.testing.assert_close(formed(jacobian), oracle)
+    th.testing.assert_close(formed(jacobian, projection), projection @ oracle)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -84,6 +102,6 @@ def test_no_gradient_flows_through_a_jacobian() -> None:
     rnn, inputs, state = random_case("lstm", 2, 3, 4, 1, True, 0, th.float32)
     state[0].requires_grad_()
     jacobian = hidden_jacobian(rnn, inputs, state)
-    assert not jacobian.dense().requires_grad
-    assert not jacobian.project(nn.Parameter(th.rand(2, 4))).requires_grad
+    assert not formed(jacobian).requires_grad
+    assert not formed(jacobian, nn.Parameter(th.rand(2, 4))).requires_grad
     assert not jacobian.row_norms_squared().requires_grad

@@ -267,6 +267,14 @@ def test_saved_is_the_same_and_trains_on(posterior: str, tmp_path: Path) -> None
     assert not np.array_equal(before, loaded.policy.parameters_to_vector())
 
 
+def test_the_default_prior_is_saved(tmp_path: Path) -> None:
+    model = small_model()
+    model.save(tmp_path / "model")
+    assert model.policy_kwargs["posterior_kwargs"] == {"prior_std": model.policy.latent_layer.prior_std}
+    loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu")
+    assert loaded.policy.latent_layer.prior_std == model.policy.latent_layer.prior_std
+
+
 def test_set_env_with_another_number_of_environments(tmp_path: Path) -> None:
     model = small_model()
     model.save(tmp_path / "model")

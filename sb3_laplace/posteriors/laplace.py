@@ -165,10 +165,9 @@ class LaplacePosterior(LatentPosterior):
         """``base + J J^T`` or its diagonal, for one input in each environment."""
         if self.covariance == "diagonal" and self.mean_net is None:
             return base + jacobian.row_norms_squared()
-        dtype = self._jacobian_dtype
         precision = th.empty_like(base, memory_format=th.contiguous_format)
-        for block, part in jacobian.blocks():
-            dense = part.dense(dtype) if self.mean_net is None else part.project(self.mean_net.weight, dtype)
+        projection = None if self.mean_net is None else self.mean_net.weight
+        for block, dense in jacobian.blocks(projection, self._jacobian_dtype):
             dense = dense.to(base.dtype)
             if self.covariance == "diagonal":
                 th.add(base[block], th.linalg.vecdot(dense, dense), out=precision[block])
