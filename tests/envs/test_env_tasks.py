@@ -1,4 +1,4 @@
-"""Each task's dynamics, and its distributions against theory (shared/LIMITS.md has the figures).
+"""Each task's dynamics, and its distributions against theory (figures of independent programs).
 
 Seeds are fixed, so the tests cannot be flaky; a mean must lie within 4 standard errors of theory.
 """
@@ -38,7 +38,7 @@ class TestDirichletBandit:
             assert_mean(arm, 0.2)
             assert_mean((arm - 0.2) ** 2, 0.16 / (5 * concentration + 1))
 
-    # LIMITS' figures are of 8000 tasks: their standard error, 50 sd(max p) / sqrt(8000), is 0.12.
+    # The published figures are of 8000 tasks: their standard error, 50 sd(max p) / sqrt(8000), is 0.12.
     @pytest.mark.parametrize(("concentration", "expected"), [(0.2, 25.23), (0.3, 22.02)])
     def test_regret_of_uniform_pulls(self, concentration, expected):
         envs = make_vec("DirichletBandit", 8000, seed=1, concentration=concentration)
@@ -234,7 +234,7 @@ class TestFourierRegression:
             assert_mean((column - (low + high) / 2) ** 2, (high - low) ** 2 / 12)
 
     def test_second_moments_of_the_coefficients(self):
-        """Closed form: term i has the angle pi i s + phi_i / 2. LIMITS' figures are rounded or a sample's."""
+        """Closed form: term i has the angle pi i s + phi_i / 2. The published figures are rounded or a sample's."""
         published = [0.00925, 0.07319, 0.07496, 0.16341, 0.17007, 0.29044, 0.30208]
         expected = [1 / 3 / 36]
         for i in (1, 2, 3):
