@@ -38,6 +38,15 @@ def check_not_negative(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
+    """Check that an argument is one of a few.
+
+    :raises ValueError: naming the argument
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
 def check_no_nan(observation: np.ndarray | dict[str, np.ndarray] | tuple | None) -> None:
     """Refuse observations with NaN.
 

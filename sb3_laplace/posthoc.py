@@ -23,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_laplace.checks import check_integer, check_positive
+from sb3_laplace.checks import check_choice, check_integer, check_positive
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
 from sb3_laplace.posteriors import LaplacePosterior
 
@@ -251,8 +251,7 @@ def calibrate_prior_std(
         raise ValueError("prior_stds must hold at least one value, got none.")
     check_integer("n_trials", n_trials, minimum=2)
     check_integer("n_posterior_samples", n_posterior_samples, minimum=1)
-    if criterion not in ("return", "likelihood"):
-        raise ValueError(f"criterion must be 'return' or 'likelihood', got {criterion!r}.")
+    check_choice("criterion", criterion, ("return", "likelihood"))
 
     before = layer.prior_std, model.policy.n_posterior_samples
     try:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch as th
 from torch import nn
 
-from sb3_laplace.checks import check_integer, check_positive
+from sb3_laplace.checks import check_choice, check_integer, check_positive
 from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
 from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs
@@ -56,10 +56,8 @@ class LaplacePosterior(LatentPosterior):
         jacobian_dtype: str | None = None,
     ) -> None:
         super().__init__(hidden_size, input_size, latent_dim, prior_std)
-        if covariance not in ("diagonal", "full"):
-            raise ValueError(f"covariance must be 'diagonal' or 'full', got {covariance!r}.")
-        if factorization not in ("markov", "stationary"):
-            raise ValueError(f"factorization must be 'markov' or 'stationary', got {factorization!r}.")
+        check_choice("covariance", covariance, ("diagonal", "full"))
+        check_choice("factorization", factorization, ("markov", "stationary"))
         if damping is not None and factorization == "markov":
             raise ValueError(f"damping is for factorization='stationary' only, got {damping!r}.")
         self.covariance = covariance
@@ -69,8 +67,7 @@ class LaplacePosterior(LatentPosterior):
         self.window = None if window is None else check_integer("window", window, minimum=1)
         self.sum_means = sum_means
         self.normalize = normalize
-        if jacobian_dtype not in (None, "bfloat16"):
-            raise ValueError(f"jacobian_dtype must be None or 'bfloat16', got {jacobian_dtype!r}.")
+        check_choice("jacobian_dtype", jacobian_dtype, (None, "bfloat16"))
         if jacobian_dtype is not None and self._keeps_history:
             raise ValueError(f"jacobian_dtype={jacobian_dtype!r} needs window=1, got window={window!r}.")
         self._jacobian_dtype = None if jacobian_dtype is None else th.bfloat16

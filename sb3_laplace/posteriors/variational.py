@@ -5,6 +5,7 @@ import math
 import torch as th
 from torch import nn
 
+from sb3_laplace.checks import check_choice
 from sb3_laplace.gaussian import DiagonalGaussian, Gaussian, RotatedGaussian
 from sb3_laplace.posteriors.base import HiddenStatePosterior
 
@@ -36,8 +37,7 @@ class VariationalPosterior(HiddenStatePosterior):
         covariance: str = "diagonal",
     ) -> None:
         super().__init__(hidden_size, input_size, latent_dim, prior_std)
-        if covariance not in ("diagonal", "full"):
-            raise ValueError(f"covariance must be 'diagonal' or 'full', got {covariance!r}.")
+        check_choice("covariance", covariance, ("diagonal", "full"))
         self.covariance = covariance
         dim = self.latent_dim
         n_scales = dim if covariance == "diagonal" else dim * (dim + 1) // 2
