@@ -10,6 +10,7 @@ import pytest
 
 from sb3_laplace.bootstrap import Estimate, bootstrap
 from sb3_laplace.diagnostics import MIN_TRIALS, NOT_APPLICABLE, NOT_ENOUGH_DATA, UNDECIDED, Diagnosis, diagnose
+from sb3_laplace.trace_recorder import COLUMNS
 from sb3_laplace.traces import PosteriorTrace
 
 DIM = 3
@@ -23,20 +24,7 @@ def make_trace(
         lengths = np.full(n_trials, n_steps)
     inside = np.arange(n_steps) < lengths[:, None]
     figures = {name: columns.pop(name) for name in ("regret",) if name in columns}
-    names = (
-        "entropy",
-        "kl_mean",
-        "kl_covariance",
-        "mean_step",
-        "expected_move",
-        "jacobian_norm",
-        "action_entropy",
-        "value",
-        "confidence",
-        "target_quantile",
-        "reward",
-    )
-    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in names}
+    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in COLUMNS}
     arrays["reward"] = np.zeros((n_trials, n_steps))
     arrays.update(columns)
     return PosteriorTrace(
