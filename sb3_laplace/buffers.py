@@ -75,6 +75,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         lstm_states: RNNStates,
         noise: th.Tensor | None = None,
         kl_memory: th.Tensor | None = None,
+        auxiliary: dict[str, TensorOrDict] | None = None,
     ) -> None:
         """Store one step of all environments.
 
@@ -87,9 +88,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param lstm_states: recurrent states before the step, as far as sequences need them
         :param noise: noise of the latents, shape (K, n_envs, D)
         :param kl_memory: what the posterior's KL needs, shape (n_envs, ...)
+        :param auxiliary: what the auxiliary losses need, under its name in the samples, each (n_envs, ...)
         """
-        for key, part in obs.items() if isinstance(obs, dict) else [("", obs)]:
-            self._store("observation/" + key, part)
+        for name, value_or_dict in {"observations": obs, **(auxiliary or {})}.items():
+            parts = value_or_dict if isinstance(value_or_dict, dict) else {"": value_or_dict}
+            for key, part in parts.items():
+                self._store(f"{name}/{key}", part)
         self._store("action", action)
         self._store("log_prob", log_prob)
         if noise is not None:
@@ -111,7 +115,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         if name not in self._stored:
             shape = (self.n_envs, self.buffer_size, *value.shape[1:])
             # Policies compute in float32 whatever the space's own floating point type
-            dtype = th.float32 if value.dtype == th.float64 and name.startswith("observation") else value.dtype
+            dtype = th.float32 if value.dtype == th.float64 and "observations/" in name else value.dtype
             self._stored[name] = th.zeros(shape, dtype=dtype, device=self.device)
         self._stored[name][:, self.pos] = value
 
@@ -169,12 +173,15 @@ class SequenceRolloutBuffer(RolloutBuffer):
         def gather_flat(name: str) -> th.Tensor:
             return gather(self._stored[name]).flatten(0, 1)
 
+        def gather_parts(name: str) -> Any:
+            prefix = f"{name}/"
+            parts = {key.removeprefix(prefix): gather_flat(key) for key in self._stored if key.startswith(prefix)}
+            # None where nothing is stored; what is no dict is stored under the empty key
+            return parts if parts and "" not in parts else parts.get("")
+
         def states(name: str) -> tuple[th.Tensor, ...]:
             return tuple(part.flatten(1, 2)[:, index] for key, part in self._states.items() if key.startswith(name))
 
-        observations: Any = {
-            name.removeprefix("observation/"): gather_flat(name) for name in self._stored if name.startswith("obs")
-        }
         noise = self._stored.get("noise")
         kl_memory = None
         if "kl_memory" in self._stored:
@@ -182,7 +189,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             spans = zip((sequences // n_chunks).tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True)
             kl_memory = [self._stored["kl_memory"][env, start:end] for env, start, end in spans]
         return SequenceRolloutBufferSamples(
-            observations=observations if isinstance(self.observation_space, spaces.Dict) else observations[""],
+            observations=gather_parts("observations"),
             actions=gather_flat("action"),
             old_values=gather_flat("value"),
             old_log_prob=gather_flat("log_prob"),
@@ -193,4 +200,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             mask=None if equal else mask,
             noise=None if noise is None else gather(noise).permute(2, 0, 1, 3),
             kl_memory=kl_memory,
+            targets=gather_parts("targets"),
+            decoder_rewards=gather_parts("decoder_rewards"),
+            next_observations=gather_parts("next_observations"),
         )

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -18,10 +17,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.buffers import SequenceRolloutBuffer
 from sb3_laplace.checks import check_integer, check_no_nan, check_not_negative
-from sb3_laplace.losses import LossSettings, ppo_loss
+from sb3_laplace.losses import LossSettings, total_loss
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
 from sb3_laplace.posteriors import LatentPosterior
 from sb3_laplace.posthoc import convert
+from sb3_laplace.reward_decoder import check_decode_window
+from sb3_laplace.step_data import AuxiliaryReader, terminal_observations
 from sb3_laplace.type_aliases import SequenceRolloutBufferSamples
 
 #: The largest power of ten that cost the bandit task less than a tenth of its learning speed
@@ -36,7 +37,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     A drop-in for sb3-contrib's :class:`~sb3_contrib.RecurrentPPO`: between the LSTM and the heads stands a
     posterior (by default the Laplace approximation of the recurrent state), which is watched, sampled
     and, with ``kl_coef``, regularised. With K = 0 samples and kl_coef = 0 it optimises what RecurrentPPO
-    optimises. Minibatches are whole sequences.
+    optimises. Minibatches are whole sequences. ``ent_coef``, ``kl_coef``, ``policy_coef``, ``target_coef`` and
+    ``reward_coef`` may be functions of the progress remaining (from 1 to 0).
 
     Paper: de Vries, He, de Weerdt, Spaan, "Bayesian Meta-Reinforcement Learning with Laplace Variational
     Recurrent Networks", RLC 2025, https://arxiv.org/abs/2505.18591
@@ -53,11 +55,21 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     :param clip_range: clipping parameter, it can be a function of the progress remaining
     :param clip_range_vf: clipping parameter for the value function; None for no clipping
     :param normalize_advantage: whether to normalize the advantage
-    :param ent_coef: entropy coefficient of the loss, it can be a function of the progress remaining
+    :param ent_coef: entropy coefficient of the loss
     :param vf_coef: value function coefficient of the loss
-    :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4); it
-        can be a function of the progress remaining. None is 1e-4, or 0 for a posterior that is a point. With a full
-        covariance anything but 0 stores a D x D matrix for every step.
+    :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4).
+        None is 1e-4, or 0 for a posterior that is a point. With a full covariance anything but 0 stores a D x D matrix
+        for every step.
+    :param policy_coef: coefficient of PPO's own terms (clip loss, entropy, value loss): with 0 the agent learns by the
+        terms below alone
+    :param target_coef: coefficient of supervised learning: the negative log-likelihood, in nats, of
+        ``info["target"]`` under the policy (with K samples: under the mixture). Targets are actions; where they are in
+        another unit, the environment has an attribute ``action_scale`` and the target of the action is
+        ``target / action_scale``.
+    :param reward_coef: coefficient of the reward decoder's loss (paper, section 5), in nats, see
+        ``reward_decoder_kwargs`` of the policy
+    :param decode_window: which rewards are decoded from the latent at t: those of the steps t - decode_window to
+        t + decode_window, or "trial" for all (VariBAD, Zintgraf et al. 2020), within the episode and the sequence
     :param max_grad_norm: maximum value for the gradient clipping
     :param use_sde: whether to use generalized State Dependent Exploration (with at most one sample)
     :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE (-1: once a rollout)
@@ -109,11 +121,19 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         device: th.device | str = "auto",
         kl_coef: float | Schedule | None = None,
         sequence_length: int | None = None,
+        policy_coef: float | Schedule = 1.0,
+        target_coef: float | Schedule = 0.0,
+        reward_coef: float | Schedule = 0.0,
+        decode_window: int | str = 0,
         _init_setup_model: bool = True,
     ) -> None:
         # Before the parent builds the model, which reads them
         self.kl_coef = kl_coef
         self.sequence_length = sequence_length
+        self.policy_coef = policy_coef
+        self.target_coef = target_coef
+        self.reward_coef = reward_coef
+        self.decode_window = decode_window
         super().__init__(
             policy,
             env,
@@ -157,9 +177,10 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
                 "this is no LaplaceRecurrentPPO model or policy."
             )
-        for name in ("ent_coef", "kl_coef"):
+        for name in ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef"):
             if getattr(self, name) is not None:
                 self._coefficient(name, progress_remaining=1.0)
+        self.decode_window = check_decode_window(self.decode_window)
         if self.sequence_length is None:
             return min(self.n_steps, self.n_steps if self.batch_size is None else self.batch_size)
         check_integer("sequence_length", self.sequence_length, minimum=1)
@@ -181,15 +202,21 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         # SB3's progress falls below zero where the last rollout passes total_timesteps
         return check_not_negative(name, value(max(0.0, progress_remaining)) if callable(value) else value)
 
+    def _is_on(self, name: str) -> bool:
+        """Whether the term of a coefficient may be on: a schedule may pass through zero."""
+        value = getattr(self, name)
+        return callable(value) or value > 0
+
     @property
     def _with_kl(self) -> bool:
-        """Whether the KL penalty may be on: a schedule may pass through zero."""
-        return callable(self.kl_coef) or self.kl_coef > 0  # type: ignore[operator]
+        return self._is_on("kl_coef")
 
     def _setup_model(self) -> None:
         sequence_length = self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        if self._is_on("reward_coef") and self.policy_kwargs.get("reward_decoder_kwargs") is None:
+            self.policy_kwargs = {**self.policy_kwargs, "reward_decoder_kwargs": {}}
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -291,6 +318,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         states: RNNStates = self._last_lstm_states  # type: ignore[assignment]
+        auxiliary = AuxiliaryReader(env, self.policy, self._is_on("target_coef"), self._is_on("reward_coef"))
 
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -310,6 +338,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
+            columns = auxiliary.read(new_obs, rewards, dones, infos)
             if dones.any():
                 self._update_info_buffer(infos, dones)
                 rewards = self._bootstrap_truncated(rewards, dones, infos, step.states)
@@ -324,6 +353,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                     lstm_states=self.policy.sequence_states(states),
                     noise=step.noise,
                     kl_memory=self.policy.latent_layer.kl_memory(step.posterior) if self._with_kl else None,
+                    auxiliary=columns,
                 )
             states = step.states
             self._last_obs = new_obs  # type: ignore[assignment]
@@ -364,12 +394,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         ]
         if not truncated:
             return rewards
-        terminal = [infos[index]["terminal_observation"] for index in truncated]
-        obs: Any
-        if isinstance(self.observation_space, spaces.Dict):
-            obs = {key: np.stack([one[key] for one in terminal]) for key in self.observation_space.spaces}
-        else:
-            obs = np.stack(terminal)
+        obs = terminal_observations(infos, truncated, self.observation_space)
         with th.inference_mode():
             index = th.as_tensor(truncated, device=self.device)
             state = tuple(part[:, index] for part in states.vf)
@@ -449,8 +474,12 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             ent_coef=self._coefficient("ent_coef", progress),
             vf_coef=self.vf_coef,
             kl_coef=self._coefficient("kl_coef", progress),
+            policy_coef=self._coefficient("policy_coef", progress),
+            target_coef=self._coefficient("target_coef", progress),
+            reward_coef=self._coefficient("reward_coef", progress),
+            decode_window=self.decode_window,
         )
-        return ppo_loss(evaluation, samples, settings)
+        return total_loss(self.policy, evaluation, samples, settings)
 
     def learn(
         self: SelfLaplaceRecurrentPPO,

@@ -19,6 +19,7 @@ from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_no_nan, c
 from sb3_laplace.distributions import mix
 from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, SequenceInputs, make_posterior
+from sb3_laplace.reward_decoder import make_reward_decoder
 from sb3_laplace.type_aliases import Evaluation, PolicyStep
 
 HEAD_INPUTS = ("hidden", "features")
@@ -44,6 +45,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         action distributions and the value their mean. 0 acts on the posterior's mean.
     :param head_inputs: what the heads read beside the latent: any of "hidden" (the LSTM's output) and
         "features" (the extracted features)
+    :param reward_decoder_kwargs: keywords of a decoder that predicts rewards from the latent, see
+        :class:`~sb3_laplace.reward_decoder.RewardDecoder`: ``net_arch``, ``next_obs``, ``likelihood``; None for no
+        decoder
     :param detach_critic: with ``shared_lstm=True``, keep the critic's gradient out of the LSTM, as
         RecurrentPPO does
     :param rnn_type: "lstm", "gru" or "rnn" (tanh). The keywords that name an LSTM (``lstm_hidden_size``,
@@ -61,6 +65,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         posterior_kwargs: dict[str, Any] | None = None,
         n_posterior_samples: int = 1,
         head_inputs: Sequence[str] = (),
+        reward_decoder_kwargs: dict[str, Any] | None = None,
         detach_critic: bool = False,
         lstm_hidden_size: int = 256,
         n_lstm_layers: int = 1,
@@ -90,6 +95,7 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             "posterior_kwargs": posterior_kwargs or {},
             "n_posterior_samples": n_posterior_samples,
             "head_inputs": self.head_inputs,
+            "reward_decoder_kwargs": reward_decoder_kwargs,
             "detach_critic": detach_critic,
             "rnn_type": rnn_type,
             "lstm_hidden_size": lstm_hidden_size,
@@ -136,6 +142,11 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
             own["posterior"], hidden_size, top_inputs, own["latent_dim"], own["posterior_kwargs"]
         )
         latent_dim = self.latent_layer.latent_dim
+        self.reward_decoder = None
+        if own["reward_decoder_kwargs"] is not None:
+            self.reward_decoder = make_reward_decoder(
+                latent_dim, self.action_space, self.features_dim, own["reward_decoder_kwargs"]
+            )
         extra = {"hidden": hidden_size, "features": self.features_dim}
         actor_dim = latent_dim + sum(extra[name] for name in self.head_inputs)
         self.lstm_output_dim = actor_dim
@@ -345,7 +356,9 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
                 vf_hidden = vf_hidden.reshape(len(vf_features), -1)
             values = self._values(self._critic_input(vf_features, vf_hidden))
         kl = None if replay.kl is None else replay.kl.reshape(-1)
-        return Evaluation(values, distribution.log_prob(actions), distribution.entropy(), kl)
+        return Evaluation(
+            values, distribution.log_prob(actions), distribution.entropy(), kl, replay.latents, distribution
+        )
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
@@ -412,6 +425,73 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         """Mean over K of the values of heads (K, B, .), shape (B, 1)."""
         values = self.value_net(self.mlp_extractor.forward_critic(heads.flatten(0, 1)))
         return values if len(heads) == 1 else values.view(len(heads), -1, 1).mean(0)
+
+    # -- rewards ----------------------------------------------------------------------------------------
+
+    def encode_steps(self, actions: th.Tensor, next_observations: PyTorchObs | None) -> th.Tensor:
+        """What the reward decoder reads beside the latent, shape (B, A).
+
+        :param actions: as the policy returned them, shape (B, ...)
+        :param next_observations: shape (B, ...), or None if the decoder does not read them
+        """
+        assert self.reward_decoder is not None
+        if isinstance(self.action_space, spaces.Box) and not self.squash_output:
+            # What the environment answered
+            low, high = (
+                th.as_tensor(x, device=actions.device) for x in (self.action_space.low, self.action_space.high)
+            )
+            actions = actions.clamp(low, high)
+        features = None
+        if next_observations is not None:
+            features = self._features_of(next_observations, self.pi_features_extractor)
+        return self.reward_decoder.encode(actions, features)
+
+    @th.no_grad()
+    def predict_reward(
+        self,
+        state: tuple[np.ndarray, ...],
+        actions: np.ndarray | None = None,
+        next_observations: np.ndarray | dict[str, np.ndarray] | None = None,
+        n_posterior_samples: int = 0,
+    ) -> np.ndarray:
+        """Rewards that the reward decoder expects of the next step; of 0/1 rewards, their success probabilities.
+
+        :param state: the state returned by :meth:`predict`, for N environments
+        :param actions: actions as the environment takes them, shape (N, ...); None for all of a Discrete space
+        :param next_observations: what each action leads to, batch of N, if the decoder reads it
+        :param n_posterior_samples: number of latents to average over; 0 for the posterior's mean
+        :return: shape (N,), or (N, number of actions) if ``actions`` is None
+        :raises ValueError: if there is no decoder, or an argument does not fit it
+        """
+        if self.reward_decoder is None:
+            raise ValueError(
+                "The policy has no reward decoder: build the model with reward_coef > 0, or with "
+                "policy_kwargs={'reward_decoder_kwargs': {}}."
+            )
+        check_integer("n_posterior_samples", n_posterior_samples, minimum=0)
+        self.set_training_mode(False)
+        posterior = self.posterior(state)
+        latents = posterior.mean.unsqueeze(0)
+        if n_posterior_samples > 0 and not self.latent_layer.is_point:
+            latents, _ = self.latent_layer.draw(posterior, n_posterior_samples)
+        n_envs = latents.shape[1]
+        next_tensor = None if next_observations is None else self.obs_to_tensor(next_observations)[0]
+        if actions is not None:
+            chosen = np.asarray(actions)
+            if chosen.shape != (n_envs, *self.action_space.shape):  # type: ignore[misc]
+                raise ValueError(
+                    f"actions must have shape {(n_envs, *self.action_space.shape)}, got {chosen.shape}."  # type: ignore[misc]
+                )
+            if self.squash_output:
+                chosen = self.scale_action(chosen)
+            steps = self.encode_steps(th.as_tensor(chosen, device=self.device), next_tensor)
+            return self.reward_decoder(latents, steps).mean(0).cpu().numpy()
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"actions must be given: {self.action_space} has no list of all actions.")
+        if next_tensor is not None or self.reward_decoder.next_obs:
+            raise ValueError("actions must be given where the reward decoder reads what they lead to (next_obs=True).")
+        steps = self.encode_steps(th.arange(int(self.action_space.n), device=self.device), None)
+        return self.reward_decoder(latents.unsqueeze(2), steps).mean(0).cpu().numpy()
 
     # -- predict ----------------------------------------------------------------------------------------
 

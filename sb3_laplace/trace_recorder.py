@@ -29,7 +29,7 @@ from sb3_laplace.posterior_statistics import double, posterior_statistics, proje
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.recurrent import n_states
 from sb3_laplace.trial_store import TrialStore, check_size
-from sb3_laplace.vec_infos import entries
+from sb3_laplace.vec_infos import attribute_of, entries
 
 try:
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -85,7 +85,7 @@ class TraceRecorder:
         self._is_discrete = isinstance(space, _DISCRETE)
         # Draws of gSDE share one noise matrix, so they are no sample of its distribution
         self._has_quantiles = isinstance(space, spaces.Box) and space.shape == (1,) and not policy.use_sde
-        self._action_scale = float(_attribute(env, "action_scale", 1.0))
+        self._action_scale = float(attribute_of(env, "action_scale", 1.0))
         self._example_envs = np.flatnonzero(self._store.active)[:n_examples]
         self._example_rows = self._store.rows[self._example_envs]
         self._example_means: list[np.ndarray] = []
@@ -333,16 +333,16 @@ class _NoBar:
 
 def known_trial_length(env: VecEnv) -> int | None:
     """The length of a trial in steps where the environment knows it."""
-    length = _attribute(env, "trial_length", None)
+    length = attribute_of(env, "trial_length", None)
     if length is None:
-        length = getattr(_attribute(env, "spec", None), "max_episode_steps", None)
+        length = getattr(attribute_of(env, "spec", None), "max_episode_steps", None)
     return None if length is None else int(length)
 
 
 def settings_of(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
     """What describes a trace: who played what. Values that JSON cannot hold become text."""
     policy: LaplaceLstmPolicy = model.policy  # type: ignore[assignment]
-    spec = _attribute(env, "spec", None)
+    spec = attribute_of(env, "spec", None)
     rnn = policy.lstm_actor
     settings = {
         "env": getattr(spec, "id", None) or type(env.unwrapped).__name__,
@@ -358,10 +358,6 @@ def settings_of(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
         "n_posterior_samples": policy.n_posterior_samples,
     }
     return json.loads(json.dumps(settings, default=str))
-
-
-def _attribute(env: VecEnv, name: str, default: Any) -> Any:
-    return env.get_attr(name)[0] if env.has_attr(name) else default
 
 
 def _is_figure(key: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch as th
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import Distribution
 
 from sb3_laplace.posteriors import PosteriorStep
 
@@ -36,12 +37,16 @@ class Evaluation(NamedTuple):
     :param log_prob: shape (B,)
     :param entropy: entropy of the action distribution, shape (B,), or None where it has no closed form
     :param kl: KL(q_t || sg(q_{t-1})) up to terms without gradient, shape (B,), or None if not asked for
+    :param latents: latents that the heads read, shape (max(K, 1), n_seq, T, D)
+    :param distribution: the action distributions, batch of B
     """
 
     values: th.Tensor
     log_prob: th.Tensor
     entropy: th.Tensor | None
     kl: th.Tensor | None
+    latents: th.Tensor
+    distribution: Distribution
 
 
 class SequenceRolloutBufferSamples(NamedTuple):
@@ -59,6 +64,9 @@ class SequenceRolloutBufferSamples(NamedTuple):
     :param noise: noise of the latents, shape (K, n_seq, T, D); None if K = 0
     :param kl_memory: what the posterior's KL needs, for each sequence, without padding, shape (T or T - 1, ...);
         None if nothing. Views of the buffer: gathering precision matrices would cost more than using them.
+    :param targets: targets of the actions, as the actions, shape (B, ...); None without supervised learning
+    :param decoder_rewards: rewards as the environment gave them, shape (B,); None without a reward decoder
+    :param next_observations: shape (B, ...), or a dict of these; None if the reward decoder does not read them
     """
 
     observations: TensorOrDict
@@ -72,3 +80,6 @@ class SequenceRolloutBufferSamples(NamedTuple):
     mask: th.Tensor | None
     noise: th.Tensor | None
     kl_memory: list[th.Tensor] | None
+    targets: th.Tensor | None = None
+    decoder_rewards: th.Tensor | None = None
+    next_observations: TensorOrDict | None = None

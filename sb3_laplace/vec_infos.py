@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
 #: The entries with which SAME_STEP autoreset hands over what the reset would have hidden
 FINAL_KEYS = ("final_obs", "final_info")
@@ -130,3 +131,31 @@ def observations_of(observations: Any, indices: np.ndarray) -> list[Any]:
         return [{key: column[row] for key, column in columns.items()} for row in range(len(indices))]
     chosen = observations[indices]
     return deepcopy(list(chosen)) if chosen.dtype == object else list(chosen)
+
+
+def column_of(env: VecEnv, infos: list[dict[str, Any]], key: str) -> tuple[Any, list[int]]:
+    """
+    One entry of the infos of all environments in the step just made.
+
+    :param env: The environments: those with ``step_infos`` (``GymnasiumVecEnv``) report there, others in ``infos``
+    :param infos: One dict per environment
+    :param key: The entry
+    :return: Values, (num_envs, ...), None if no environment reported it; and the environments that did not
+    """
+    batched = getattr(env, "step_infos", None)
+    if batched is None:
+        missing = [i for i, info in enumerate(infos) if key not in info]
+        return (None if len(missing) == len(infos) else [info.get(key) for info in infos]), missing
+    mask = batched.get(f"_{key}")
+    return batched.get(key), [] if mask is None else np.flatnonzero(~mask).tolist()
+
+
+def attribute_of(env: VecEnv, name: str, default: Any) -> Any:
+    """
+    An attribute that all environments share.
+
+    :param env: The environments
+    :param name: Its name
+    :param default: Its value where they do not have it
+    """
+    return env.get_attr(name)[0] if env.has_attr(name) else default

@@ -234,6 +234,11 @@ class FourierRegressionEnv(TrialEnv):
     batch: FourierRegressionVectorEnv
 
     @property
+    def action_scale(self) -> float:
+        """The unit of actions: the prediction of y is ``action_scale * action``."""
+        return self.batch.action_scale
+
+    @property
     def coefficients(self) -> NDArray[np.float64]:
         """The task's coefficients in `fourier_basis`, (1 + 2 n_frequencies,): a copy."""
         return self.batch.coefficients[0]
