@@ -123,27 +123,43 @@ class HiddenJacobian(NamedTuple):
         return half + half.mT
 
 
+def _tanh_(values: th.Tensor) -> th.Tensor:
+    """tanh in place, as ``2 sigmoid(2 x) - 1``: torch's own takes three times as long on a CPU."""
+    return values.mul_(2).sigmoid_().mul_(2).sub_(1)
+
+
 def _lstm_jacobian(
     inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights
-) -> tuple[list[th.Tensor], th.Tensor]:
+) -> tuple[th.Tensor, th.Tensor]:
     """Row factors and matrices of an LSTM cell, the cell state held fixed.
 
     With ``c' = f c + i g``, ``h' = o tanh(c')`` and ``k = o (1 - tanh(c')^2)`` the row factors of the gates
-    i, f, g, o are ``k g i (1-i)``, ``k c f (1-f)``, ``k i (1-g^2)`` and ``tanh(c') o (1-o)``.
+    i, f, g, o are ``k g i (1-i)``, ``k c f (1-f)``, ``k i (1-g^2)`` and ``tanh(c') o (1-o)``. Gate by gate in
+    contiguous memory and in few passes: with a diagonal precision these products are most of a posterior step.
     """
     hidden, cell = state
     gates = F.linear(inputs, weights.ih, weights.bias_ih) + F.linear(hidden, weights.hh, weights.bias_hh)
-    i, f, g, o = gates.chunk(4, dim=-1)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    squashed = (f * cell + i * g).tanh()
-    k = o * (1 - squashed.square())
-    factors = [k * g * i * (1 - i), k * cell * f * (1 - f), k * i * (1 - g.square()), squashed * o * (1 - o)]
+    gates = gates.unflatten(-1, (4, -1)).movedim(-2, 0).contiguous()
+    i, f, g, o = gates
+    g.mul_(2)
+    gates.sigmoid_()
+    g.mul_(2).sub_(1)
+    squashed = _tanh_((f * cell).addcmul_(i, g))
+    factors = th.empty_like(gates)
+    a_i, a_f, a_g, a_o = factors
+    th.mul(squashed, o, out=a_o)
+    k = o.addcmul(a_o, squashed, value=-1)
+    a_o.addcmul_(a_o, o, value=-1)
+    k_i = k * i
+    th.mul(k_i, g, out=a_i)
+    th.addcmul(k_i, a_i, g, value=-1, out=a_g)
+    a_i.addcmul_(a_i, i, value=-1)
+    k_f_c = k.mul_(f).mul_(cell)
+    th.addcmul(k_f_c, k_f_c, f, value=-1, out=a_f)
     return factors, weights.hh
 
 
-def _gru_jacobian(
-    inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights
-) -> tuple[list[th.Tensor], th.Tensor]:
+def _gru_jacobian(inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights) -> tuple[th.Tensor, th.Tensor]:
     """Row factors and matrices of a GRU cell.
 
     With ``q = U_n h + b``, ``n = tanh(V_n e + r q)``, ``h' = (1 - z) n + z h`` and ``k = (1 - z) (1 - n^2)`` the row
@@ -158,16 +174,14 @@ def _gru_jacobian(
     k = (1 - z) * (1 - n.square())
     factors = [k * of_hidden[2] * r * (1 - r), (hidden - n) * z * (1 - z), k * r, z]
     identity = th.eye(hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
-    return factors, th.cat((weights.hh, identity))
+    return th.stack(th.broadcast_tensors(*factors)), th.cat((weights.hh, identity))
 
 
-def _rnn_jacobian(
-    inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights
-) -> tuple[list[th.Tensor], th.Tensor]:
+def _rnn_jacobian(inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights) -> tuple[th.Tensor, th.Tensor]:
     """Row factor ``1 - h'^2`` and matrix U of a tanh cell ``h' = tanh(V e + U h + b)``."""
     (hidden,) = state
     updated = (F.linear(inputs, weights.ih, weights.bias_ih) + F.linear(hidden, weights.hh, weights.bias_hh)).tanh()
-    return [1 - updated.square()], weights.hh
+    return (1 - updated.square()).unsqueeze(0), weights.hh
 
 
 _JACOBIANS = {nn.LSTM: _lstm_jacobian, nn.GRU: _gru_jacobian, nn.RNN: _rnn_jacobian}
@@ -187,5 +201,4 @@ def hidden_jacobian(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor, 
     """
     factors, matrices = _JACOBIANS[type(rnn)](inputs, state, CellWeights.of_layer(rnn, -1))
     n_hidden = rnn.hidden_size
-    coefficients = th.stack(th.broadcast_tensors(*factors))
-    return HiddenJacobian(coefficients, matrices.detach().view(len(factors), n_hidden, n_hidden))
+    return HiddenJacobian(factors, matrices.detach().view(len(factors), n_hidden, n_hidden))
