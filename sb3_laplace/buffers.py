@@ -16,8 +16,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     """Rollouts cut into the fewest nearly equal sequences; a minibatch is a random set of whole ones.
 
     What a minibatch needs is stored environment-major, (n_envs, n_steps, ...), so that each sequence is
-    contiguous; recurrent states are kept only where a sequence starts. Rewards, values, episode starts,
-    advantages and returns are numpy arrays (n_steps, n_envs) as in SB3, which computes GAE on them.
+    contiguous; recurrent states are kept only where a sequence starts. Rewards, values, log-probabilities,
+    episode starts, advantages and returns are numpy arrays (n_steps, n_envs) as in SB3, which computes GAE on them.
 
     :param buffer_size: number of steps per environment, n_steps
     :param observation_space: observation space
@@ -54,8 +54,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         # Stored tensors are kept: every entry is written again before it is read
         shape = (self.buffer_size, self.n_envs)
-        self.rewards, self.returns, self.episode_starts, self.values, self.advantages = (
-            np.zeros(shape, dtype=np.float32) for _ in range(5)
+        self.rewards, self.returns, self.episode_starts, self.values, self.log_probs, self.advantages = (
+            np.zeros(shape, dtype=np.float32) for _ in range(6)
         )
         self.pos, self.full = 0, False
 
@@ -95,7 +95,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
             for key, part in parts.items():
                 self._store(f"{name}/{key}", part)
         self._store("action", action)
-        self._store("log_prob", log_prob)
         if noise is not None:
             self._store("noise", noise.transpose(0, 1))
         if kl_memory is not None:
@@ -103,6 +102,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
         self.values[self.pos] = value.flatten().cpu().numpy()
+        self.log_probs[self.pos] = log_prob.cpu().numpy()
         chunk = int(np.searchsorted(self.chunk_starts, self.pos))
         if chunk < len(self.chunk_starts) and self.chunk_starts[chunk] == self.pos:
             for name, state in (("pi", lstm_states.pi), ("vf", lstm_states.vf)):
@@ -135,13 +135,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param batch_size: at most this many steps in a minibatch (one sequence at least); None for all
         """
         assert self.full, "The rollout buffer must be full before sampling from it."
-        for name, values in (
-            ("episode_start", self.episode_starts),
-            ("value", self.values),
-            ("advantage", self.advantages),
-            ("return", self.returns),
-        ):
-            self._stored[name] = th.as_tensor(np.ascontiguousarray(values.T), device=self.device)
+        # Packed: one gather for all numbers of a step
+        numbers = np.stack((self.episode_starts, self.values, self.log_probs, self.advantages, self.returns), axis=-1)
+        self._stored["numbers"] = th.as_tensor(np.ascontiguousarray(numbers.swapaxes(0, 1)), device=self.device)
         n_sequences = self.n_envs * len(self.chunk_starts)
         per_batch = n_sequences if batch_size is None else max(1, batch_size // self.max_length)
         n_batches = -(-n_sequences // per_batch)
@@ -182,6 +178,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         def states(name: str) -> tuple[th.Tensor, ...]:
             return tuple(part.flatten(1, 2)[:, index] for key, part in self._states.items() if key.startswith(name))
 
+        starts, values, log_probs, advantages, returns = gather_flat("numbers").T.contiguous()
         noise = self._stored.get("noise")
         kl_memory = None
         if "kl_memory" in self._stored:
@@ -191,12 +188,12 @@ class SequenceRolloutBuffer(RolloutBuffer):
         return SequenceRolloutBufferSamples(
             observations=gather_parts("observations"),
             actions=gather_flat("action"),
-            old_values=gather_flat("value"),
-            old_log_prob=gather_flat("log_prob"),
-            advantages=gather_flat("advantage"),
-            returns=gather_flat("return"),
+            old_values=values,
+            old_log_prob=log_probs,
+            advantages=advantages,
+            returns=returns,
             lstm_states=RNNStates(states("pi"), states("vf")),
-            episode_starts=gather_flat("episode_start"),
+            episode_starts=starts,
             mask=None if equal else mask,
             noise=None if noise is None else gather(noise).permute(2, 0, 1, 3),
             kl_memory=kl_memory,

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_laplace import recurrent
 from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_no_nan, check_state
-from sb3_laplace.distributions import mix
+from sb3_laplace.distributions import UncheckedCategorical, mix
 from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, SequenceInputs, make_posterior
 from sb3_laplace.reward_decoder import make_reward_decoder
@@ -135,6 +135,8 @@ class LaplaceLstmPolicy(RecurrentActorCriticPolicy):
         """The latent layer, and heads of the sizes that actor and critic read, which may differ."""
         # SB3 counts the features of MultiDiscrete observations in numpy integers, which torch's LSTM refuses
         self.features_dim = int(self.features_dim)
+        if type(self.action_dist) is CategoricalDistribution:
+            self.action_dist = UncheckedCategorical(self.action_dist.action_dim)
         own = self._own_parameters
         hidden_size = own["lstm_hidden_size"]
         top_inputs = self.features_dim if own["n_lstm_layers"] == 1 else hidden_size

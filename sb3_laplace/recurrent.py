@@ -44,6 +44,8 @@ def step(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> tu
             updated = (cell(inputs, state[0][layer], *weights),)
         layers.append(updated)
         inputs = updated[0]
+    if len(layers) == 1:
+        return tuple(part.unsqueeze(0) for part in updated)
     return tuple(th.stack(parts) for parts in zip(*layers, strict=True))
 
 

@@ -4,6 +4,7 @@ Shapes: N environments, S sequences of T steps, H hidden units, D latent units, 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch as th
@@ -17,17 +18,29 @@ from sb3_laplace.gaussian import DiagonalGaussian, Gaussian
 _LATENT_GAIN = 3.0
 
 
-class PosteriorStep(NamedTuple):
+class PosteriorStep:
     """What a posterior makes of one time step.
 
     :param posterior: q_t, batch of N
-    :param prior: q_{t-1}, or the prior q_0 at an episode's first step, batch of N
+    :param prior: q_{t-1}, or the prior q_0 at an episode's first step, batch of N; or a function that computes it, as
+        most steps are never asked for it
     :param state: the posterior's own part of the recurrent state after the step, each (1, N, ...)
     """
 
-    posterior: Gaussian
-    prior: Gaussian
-    state: tuple[th.Tensor, ...]
+    def __init__(
+        self, posterior: Gaussian, prior: Gaussian | Callable[[], Gaussian], state: tuple[th.Tensor, ...]
+    ) -> None:
+        self.posterior = posterior
+        self.state = state
+        self._prior = prior
+
+    @property
+    def prior(self) -> Gaussian:
+        """q_{t-1}, or the prior q_0 at an episode's first step, batch of N."""
+        if not isinstance(self._prior, Gaussian):
+            with th.no_grad():
+                self._prior = self._prior()
+        return self._prior
 
 
 class Replay(NamedTuple):
@@ -222,8 +235,9 @@ class HiddenStatePosterior(LatentPosterior):
         state: tuple[th.Tensor, ...],
         episode_starts: th.Tensor,
     ) -> PosteriorStep:
-        prior = self._previous(previous_hidden, episode_starts)
-        return PosteriorStep(self.distribution(rnn_state[0]), prior, ())
+        return PosteriorStep(
+            self.distribution(rnn_state[0]), lambda: self._previous(previous_hidden, episode_starts), ()
+        )
 
     def _previous(self, previous_hidden: th.Tensor, episode_starts: th.Tensor) -> Gaussian:
         """q_{t-1}, the prior where an episode starts."""
