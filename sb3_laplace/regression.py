@@ -60,6 +60,9 @@ def evaluate_regression(
 
     The same functions, pairs and test inputs are predicted by
     :func:`~sb3_laplace.regression_limit.bayesian_linear_regression`, with standard deviations of at least 0.05.
+    By default that is half a million predictions, each with a posterior of its own: with an LSTM of 128 units and a
+    full covariance of 64 about a minute and a half on one core, with a point a few seconds. A posterior that
+    keeps past inputs takes longer the more pairs there are.
     (The task is that of the paper's zero-shot regression, arXiv 2505.18591.)
 
     :param model: the agent, trained on FourierRegression. Where its environment normalizes observations
