@@ -17,6 +17,8 @@ from sb3_laplace.posteriors import (
     VariationalPosterior,
 )
 from sb3_laplace.posthoc import Calibration, calibrate_prior_std
+from sb3_laplace.regression import evaluate_regression
+from sb3_laplace.regression_evaluation import RegressionEvaluation
 from sb3_laplace.report import write_report
 from sb3_laplace.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
@@ -38,10 +40,12 @@ __all__ = [
     "PosteriorCallback",
     "PosteriorEvalCallback",
     "PosteriorTrace",
+    "RegressionEvaluation",
     "VariationalPosterior",
     "__version__",
     "calibrate_prior_std",
     "diagnose",
+    "evaluate_regression",
     "make_vec_env",
     "posterior_trace",
     "write_report",
