@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_laplace.checks import check_choice, check_integer
@@ -97,7 +98,7 @@ def evaluate_regression(
     with th.inference_mode(), th.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         th.manual_seed(seed)
         for n in range(numbers[-1] + 1):
-            before = agent.states.pi
+            before = agent.states
             played = agent.act(obs)
             if n in numbers:
                 prediction, predictive = agent.predict(obs, before, test_inputs)
@@ -172,40 +173,40 @@ class _Agent:
         return self.policy.to_env_actions(played.actions.cpu().numpy())
 
     def predict(
-        self, obs: np.ndarray, state: tuple[th.Tensor, ...], test_inputs: np.ndarray
+        self, obs: np.ndarray, states: RNNStates, test_inputs: np.ndarray
     ) -> tuple[np.ndarray, GaussianMixture]:
         """What one more step would predict at each of J test inputs, in the units of y.
 
         :param obs: the environment's own observations, shape (N, 6)
-        :param state: the actor's recurrent state before them
+        :param states: recurrent states before them
         :param test_inputs: what takes the place of the query, shape (J,)
         :return: the predictions at the posterior's mean, clipped to the range of y as the environment clips actions,
             shape (N, J); and over draws from the posterior, unclipped as in training, shape (max(K, 1), N, J)
         """
         shape = len(obs), len(test_inputs)
-        size = max(1, _ROWS // max(1, self._n_inputs_kept(state) // _INPUTS))
+        size = max(1, _ROWS // max(1, self._n_inputs_kept(states.pi) // _INPUTS))
         parts = []
         for first in range(0, shape[0] * shape[1], size):
             function, position = np.divmod(np.arange(first, min(first + size, shape[0] * shape[1])), shape[1])
             rows = obs[function]
             rows[:, _QUERY] = test_inputs[position]
             index = th.as_tensor(function, device=self.policy.device)
-            parts.append(self._components(rows, tuple(part[:, index] for part in state)))
+            of_rows = RNNStates(*(tuple(part[:, index] for part in one) for one in states))
+            parts.append(self._components(rows, of_rows))
         means, stds = (self._scale * th.cat(part, dim=1).view(-1, *shape) for part in zip(*parts, strict=True))
         drawn = slice(min(1, self._n_posterior_samples), None)
         return means[0].clamp(-self._bound, self._bound).numpy(), GaussianMixture(means[drawn], stds[drawn])
 
-    def _components(self, obs: np.ndarray, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
+    def _components(self, obs: np.ndarray, states: RNNStates) -> tuple[th.Tensor, ...]:
         """Means and standard deviations of the actions, at the posterior's mean and at K draws, each (1 + K, B)."""
-        policy = self.policy
         tensors, starts = self._observe(obs)
-        features = policy._features_of(tensors, policy.pi_features_extractor)
-        hidden, step, _ = policy._advance(features, state, starts)
-        latents = step.posterior.mean.unsqueeze(0)
+        step = self.policy.act(tensors, states, starts, deterministic=True)
+        posterior = step.posterior.posterior
+        latents = posterior.mean.unsqueeze(0)
         if self._n_posterior_samples > 0:
-            draws, _ = policy.latent_layer.draw(step.posterior, self._n_posterior_samples)
+            draws, _ = self.policy.latent_layer.draw(posterior, self._n_posterior_samples)
             latents = th.cat((latents, draws))
-        distribution = policy._mixture(policy._head_input(latents, hidden, features))
+        distribution = self.policy.distribution_at(tensors, latents, step.states.pi[0][-1])
         if isinstance(distribution, MixtureDistribution):
             distribution = distribution.components
         normal: Any = distribution.distribution

@@ -182,7 +182,10 @@ class TraceRecorder:
         """Frobenius norm of J_t, shape (n_envs,)."""
         rnn, projection = self.policy.lstm_actor, self.policy.latent_layer.mean_net
         state = played.states.pi[: n_states(rnn)]
-        inputs = self._features(obs) if rnn.num_layers == 1 else state[0][-2]
+        if rnn.num_layers == 1:
+            inputs = self.policy._features_of(obs, self.policy.pi_features_extractor)
+        else:
+            inputs = state[0][-2]
         jacobian = hidden_jacobian(rnn, inputs, tuple(part[-1] for part in state))
         if projection is None:
             return jacobian.row_norms_squared().sum(-1).sqrt()
@@ -191,9 +194,6 @@ class TraceRecorder:
         factors = jacobian.coefficients.transpose(0, 1).flatten(1)
         return ((factors @ self._gram) * factors).sum(-1).clamp(min=0.0).sqrt()
 
-    def _features(self, obs: Any) -> th.Tensor:
-        return self.policy._features_of(obs, self.policy.pi_features_extractor)
-
     def _policy_over_draws(self, obs: Any, played: PolicyStep) -> Distribution:
         """The action distribution averaged over draws from q_t."""
         posterior = played.posterior.posterior
@@ -201,8 +201,7 @@ class TraceRecorder:
             latents = posterior.mean.expand(_N_DRAWS, *posterior.mean.shape)
         else:
             latents, _ = self.policy.latent_layer.draw(posterior, _N_DRAWS)
-        heads = self.policy._head_input(latents, played.states.pi[0][-1], self._features(obs))
-        return self.policy._mixture(heads)
+        return self.policy.distribution_at(obs, latents, played.states.pi[0][-1])
 
     def _predictions(self, obs: Any, played: PolicyStep) -> np.ndarray | None:
         """One action for each of a number of draws from q_t, as the environment takes them, (n_draws, n_envs)."""
