@@ -22,7 +22,7 @@ from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, Laplac
 from sb3_laplace.posteriors import LatentPosterior
 from sb3_laplace.posthoc import convert
 from sb3_laplace.reward_decoder import check_decode_window
-from sb3_laplace.step_data import AuxiliaryReader, terminal_observations
+from sb3_laplace.step_data import AuxiliaryReader, truncated_values
 from sb3_laplace.type_aliases import SequenceRolloutBufferSamples
 
 #: The largest power of ten that cost the bandit task less than a tenth of its learning speed
@@ -341,7 +341,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             columns = auxiliary.read(new_obs, rewards, dones, infos)
             if dones.any():
                 self._update_info_buffer(infos, dones)
-                rewards = self._bootstrap_truncated(rewards, dones, infos, step.states)
+                truncated, last_values = truncated_values(self.policy, dones, infos, step.states)
+                rewards = rewards.copy()
+                rewards[truncated] += self.gamma * last_values
             with th.inference_mode():
                 rollout_buffer.add(
                     obs_tensor,
@@ -373,36 +375,6 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _bootstrap_truncated(
-        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], states: RNNStates
-    ) -> np.ndarray:
-        """Add the discounted value of the terminal observation where an episode was cut by a time limit.
-
-        One batched call for all environments concerned (SB3 issue #633 is why this is needed).
-
-        :param rewards: shape (n_envs,)
-        :param dones: shape (n_envs,)
-        :param infos: one dict per environment
-        :param states: recurrent states after the step
-        :return: the rewards, bootstrapped; shape (n_envs,)
-        """
-        truncated = [
-            int(index)
-            for index in np.flatnonzero(dones)
-            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
-        ]
-        if not truncated:
-            return rewards
-        obs = terminal_observations(infos, truncated, self.observation_space)
-        with th.inference_mode():
-            index = th.as_tensor(truncated, device=self.device)
-            state = tuple(part[:, index] for part in states.vf)
-            no_starts = th.zeros(len(truncated), device=self.device)
-            values = self.policy.predict_values(obs_as_tensor(obs, self.device), state, no_starts)
-        rewards = rewards.copy()
-        rewards[truncated] += self.gamma * values.flatten().cpu().numpy()
-        return rewards
 
     # -- update -----------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
-"""What a rollout reads of the environments beside what PPO needs: targets, rewards as given, final observations."""
+"""What a rollout reads of single steps: values where episodes were cut, targets, rewards, next observations."""
 
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
@@ -25,6 +26,34 @@ def terminal_observations(infos: list[dict[str, Any]], indices: list[int], space
     if isinstance(space, spaces.Dict):
         return {key: np.stack([one[key] for one in last]) for key in space.spaces}
     return np.stack(last)
+
+
+@th.inference_mode()
+def truncated_values(
+    policy: LaplaceLstmPolicy, dones: np.ndarray, infos: list[dict[str, Any]], states: RNNStates
+) -> tuple[list[int], np.ndarray]:
+    """Values of the last observations of episodes that a time limit cut (SB3 issue #633 is why they are needed).
+
+    One batched call for all environments concerned.
+
+    :param policy: the policy
+    :param dones: shape (n_envs,)
+    :param infos: one dict per environment
+    :param states: recurrent states after the step
+    :return: the environments concerned, and their values, shape (number of these,)
+    """
+    truncated = [
+        int(index)
+        for index in np.flatnonzero(dones)
+        if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
+    ]
+    if not truncated:
+        return truncated, np.zeros(0, np.float32)
+    obs = obs_as_tensor(terminal_observations(infos, truncated, policy.observation_space), policy.device)
+    index = th.as_tensor(truncated, device=policy.device)
+    state = tuple(part[:, index] for part in states.vf)
+    no_starts = th.zeros(len(truncated), device=policy.device)
+    return truncated, policy.predict_values(obs, state, no_starts).flatten().cpu().numpy()
 
 
 class AuxiliaryReader:
