@@ -6,6 +6,7 @@ Importing the package registers the meta-tasks of ``sb3_laplace_envs`` with Gymn
 import sb3_laplace_envs  # noqa: F401  (registers the environments)
 from sb3_laplace.callbacks import PosteriorCallback, PosteriorEvalCallback
 from sb3_laplace.diagnostics import Diagnosis, diagnose
+from sb3_laplace.features import MlpFeatures
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.policies import LaplaceCnnLstmPolicy, LaplaceLstmPolicy, LaplaceMultiInputLstmPolicy
 from sb3_laplace.posteriors import (
@@ -36,6 +37,7 @@ __all__ = [
     "LaplacePosterior",
     "LaplaceRecurrentPPO",
     "LatentPosterior",
+    "MlpFeatures",
     "PointPosterior",
     "PosteriorCallback",
     "PosteriorEvalCallback",

@@ -1,5 +1,6 @@
 """The policy against sb3-contrib's (invariant 1), and what must not leak (invariants 5 and 7)."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
-from sb3_laplace import LaplaceLstmPolicy
+from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, MlpFeatures
 from tests.helpers import ACTION_SPACES, CRITICS, make_policy, randomize
 
 BOX = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -277,3 +278,25 @@ def test_policy_saves_and_loads_itself(tmp_path: Any) -> None:
     assert action == loaded_action
     for part, other in zip(state, loaded_state, strict=True):
         np.testing.assert_array_equal(part, other)
+
+
+def test_mlp_features(tmp_path: Path) -> None:
+    kwargs = {"features_extractor_class": MlpFeatures, "features_extractor_kwargs": {"net_arch": [6, 5]}}
+    policy_kwargs = {**kwargs, "lstm_hidden_size": 8, "head_inputs": ("features",)}
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", "CartPole-v1", n_steps=16, policy_kwargs=policy_kwargs)
+    features = model.policy.pi_features_extractor
+    observations = th.rand(3, 4)
+    first, second = features.net[1], features.net[3]
+    expected = (second(first(observations).relu())).relu()
+    th.testing.assert_close(features(observations), expected)
+    assert model.policy.lstm_actor.input_size == 5
+    model.learn(32)
+    model.save(tmp_path / "model")
+    loaded = LaplaceRecurrentPPO.load(tmp_path / "model")
+    th.testing.assert_close(loaded.policy.pi_features_extractor(observations), features(observations))
+
+
+@pytest.mark.parametrize(("net_arch", "message"), [([], "must list one layer"), ([0], "must be >= 1, got 0")])
+def test_bad_mlp_features(net_arch: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"net_arch of MlpFeatures {message}"):
+        MlpFeatures(BOX, net_arch)
