@@ -61,6 +61,8 @@ _ARGUMENTS = (
     "verbose",
     "seed",
 )
+# And of one of ours
+_OWN_ARGUMENTS = ("sequence_length", "policy_coef", "target_coef", "reward_coef", "decode_window")
 _COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
@@ -130,8 +132,10 @@ def convert(
             f"got a {type(model_or_path).__name__}."
         )
     policy_kwargs = {**source.policy_kwargs}
+    arguments = {name: getattr(source, name) for name in _ARGUMENTS}
     if isinstance(source.policy, LaplaceLstmPolicy):
         policy_class = type(source.policy)
+        arguments.update({name: getattr(source, name) for name in _OWN_ARGUMENTS})
     else:
         policy_class = _our_policy(type(source.policy))
         # Training that goes on has the gradients it had
@@ -142,7 +146,7 @@ def convert(
     model = algorithm(
         policy_class,
         None,  # type: ignore[arg-type]
-        **{name: getattr(source, name) for name in _ARGUMENTS},
+        **arguments,
         policy_kwargs=policy_kwargs,
         device=device,
         kl_coef=kl_coef,

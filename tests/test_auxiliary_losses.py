@@ -368,6 +368,20 @@ def test_saved_is_the_same_with_every_term(space: str, next_obs: bool, tmp_path:
     assert loaded.num_timesteps == 108
 
 
+def test_another_posterior_keeps_the_terms() -> None:
+    model = small_model(target_env(), policy_coef=0.5, **ALL_TERMS, policy_kwargs={"posterior": "point"})
+    model.learn(36)
+    converted = LaplaceRecurrentPPO.from_recurrent_ppo(model)
+    names = ("policy_coef", "target_coef", "reward_coef", "decode_window")
+    assert [getattr(converted, name) for name in names] == [0.5, 1.0, 0.5, 2]
+    obs = model.env.reset()
+    state = model.predict(obs)[1]
+    np.testing.assert_array_equal(
+        converted.policy.predict_reward(converted.predict(obs)[1]), model.policy.predict_reward(state)
+    )
+    converted.learn(36)
+
+
 def test_schedules() -> None:
     seen: dict[str, list[float]] = {}
     names = ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef")
