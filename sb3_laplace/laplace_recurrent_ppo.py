@@ -69,7 +69,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     :param reward_coef: coefficient of the reward decoder's loss (paper, section 5), in nats, see
         ``reward_decoder_kwargs`` of the policy
     :param decode_window: which rewards are decoded from the latent at t: those of the steps t - decode_window to
-        t + decode_window, or "trial" for all (VariBAD, Zintgraf et al. 2020), within the episode and the sequence
+        t + decode_window, or "trial" for all (VariBAD, Zintgraf et al. 2020), within the episode and the sequence. A
+        window says more about all actions late in a trial, and too much early: the later rewards are those of actions
+        that had turned out well by then.
     :param max_grad_norm: maximum value for the gradient clipping
     :param use_sde: whether to use generalized State Dependent Exploration (with at most one sample)
     :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE (-1: once a rollout)
