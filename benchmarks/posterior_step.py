@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from benchmarks.common import Record, Selection, Sizes, against_target, clock, interleave, print_table, verdict
 from sb3_laplace import LaplaceLstmPolicy
-from sb3_laplace.posteriors import PosteriorStep
+from sb3_laplace.posteriors import PosteriorStep, StepInputs
 
 #: Features of an observation, about what the meta-tasks have
 _N_FEATURES = 8
@@ -42,7 +42,7 @@ class StepCase:
         return self.candidate.removeprefix("identity-")
 
 
-class StepInputs:
+class StepCaseInputs:
     """What the step of a case reads: a policy's LSTM and latent layer, and a batch of random states.
 
     :param case: the sizes
@@ -75,7 +75,7 @@ class StepInputs:
     def step(self) -> PosteriorStep:
         """Ours: from the updated recurrent state to q_t, as in a rollout."""
         return self.layer.step(
-            self.rnn, self.inputs, self.previous_hidden, (self.hidden, self.cell), self.state, self.starts
+            StepInputs(self.rnn, self.inputs, self.previous_hidden, (self.hidden, self.cell), self.state, self.starts)
         )
 
     @th.inference_mode()
@@ -137,7 +137,7 @@ class StepTimer:
     """
 
     def __init__(self, case: StepCase, device: th.device, seconds: float) -> None:
-        inputs = StepInputs(case, device)
+        inputs = StepCaseInputs(case, device)
         functions = {"step": inputs.step, "draw": inputs.draw, "jacfwd": inputs.autodiff_precision}
         self._timers = {name: CallTimer(function, device, seconds) for name, function in functions.items()}
 

@@ -100,6 +100,17 @@ class HiddenJacobian(NamedTuple):
             total.addcmul_(product, a[g])
         return total
 
+    def projected_gram(self, projection: th.Tensor) -> th.Tensor:
+        """The matrix M with ``||W S||_F^2 = a^T M a``, shape (G H, G H), for a with its G gates one after another.
+
+        ``M_gh = (W^T W) * (U_g U_h^T)``, elementwise. It depends on the weights alone, and is far cheaper to apply
+        than J is to form.
+
+        :param projection: the latent projection W, shape (D, H)
+        """
+        rows = self.weights.flatten(0, 1)
+        return (rows @ rows.T) * (projection.T @ projection).repeat(len(self.weights), len(self.weights))
+
     def scale(self, factor: th.Tensor) -> "HiddenJacobian":
         """Each input's Jacobian times a number.
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_laplace import recurrent
 from sb3_laplace.checks import check_integer, check_no_nan
 from sb3_laplace.latent_policy import LatentPolicy
-from sb3_laplace.posteriors import PosteriorStep, SequenceInputs
+from sb3_laplace.posteriors import PosteriorStep, SequenceInputs, StepInputs
 from sb3_laplace.type_aliases import Evaluation, PolicyStep
 
 
@@ -66,7 +66,7 @@ class LaplaceLstmPolicy(LatentPolicy):
         hidden = of_network[0]
         inputs = features if len(hidden) == 1 else hidden[-2]
         top = tuple(part[-1] for part in of_network)
-        step = self.latent_layer.step(self.lstm_actor, inputs, previous_hidden, top, own, episode_starts)
+        step = self.latent_layer.step(StepInputs(self.lstm_actor, inputs, previous_hidden, top, own, episode_starts))
         return hidden[-1], step, (*of_network, *step.state)
 
     def act(

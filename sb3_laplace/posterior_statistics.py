@@ -35,18 +35,3 @@ def double(gaussian: Gaussian) -> Gaussian:
     if gaussian.mean.device.type == "mps":
         return gaussian
     return type(gaussian)(*(part.double() for part in gaussian.tensors))
-
-
-def projected_gram(weights: th.Tensor, projection: th.Tensor) -> th.Tensor:
-    """The matrix M with ``||W S||_F^2 = a^T M a``, for ``S = sum_g diag(a_g) U_g``.
-
-    ``M_gh = (W^T W) * (U_g U_h^T)``, elementwise. It depends on the weights alone, and is far cheaper to apply
-    than J is to form.
-
-    :param weights: recurrent weights U, shape (G, H, H)
-    :param projection: the latent projection W, shape (D, H)
-    :return: shape (G H, G H), for a with its G gates one after another
-    """
-    n_gates = len(weights)
-    rows = weights.flatten(0, 1)
-    return (rows @ rows.T) * (projection.T @ projection).repeat(n_gates, n_gates)

@@ -25,7 +25,7 @@ from sb3_laplace.distributions import MixtureDistribution
 from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.jacobians import hidden_jacobian
 from sb3_laplace.policies import LaplaceLstmPolicy, PolicyStep
-from sb3_laplace.posterior_statistics import double, posterior_statistics, projected_gram
+from sb3_laplace.posterior_statistics import double, posterior_statistics
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.recurrent import n_states
 from sb3_laplace.trial_store import TrialStore, check_size
@@ -190,7 +190,7 @@ class TraceRecorder:
         if projection is None:
             return jacobian.row_norms_squared().sum(-1).sqrt()
         if self._gram is None:
-            self._gram = projected_gram(jacobian.weights, projection.weight)
+            self._gram = jacobian.projected_gram(projection.weight)
         factors = jacobian.coefficients.transpose(0, 1).flatten(1)
         return ((factors @ self._gram) * factors).sum(-1).clamp(min=0.0).sqrt()
 

@@ -10,7 +10,7 @@ import torch as th
 from benchmarks import throughput
 from benchmarks.common import Selection, Sizes, against_target, interleave
 from benchmarks.learning import BASELINE, CANDIDATES, LearnCase, LearnTimer, bandit_cases
-from benchmarks.posterior_step import StepCase, StepInputs
+from benchmarks.posterior_step import StepCase, StepCaseInputs
 from sb3_laplace import LaplaceRecurrentPPO
 
 CPU = th.device("cpu")
@@ -134,7 +134,7 @@ def test_cartpole_stays_the_same_work() -> None:
 
 @pytest.mark.parametrize("candidate", ["full", "diagonal", "identity-diagonal"])
 def test_both_posterior_steps_do_the_same(candidate: str) -> None:
-    inputs = StepInputs(StepCase(candidate, n_envs=3, latent_dim=5, hidden_size=5), CPU)
+    inputs = StepCaseInputs(StepCase(candidate, n_envs=3, latent_dim=5, hidden_size=5), CPU)
     ours = inputs.step().posterior.precision
     assert (ours > inputs.precision).any()
     th.testing.assert_close(ours, inputs.autodiff_precision())

@@ -8,6 +8,7 @@ from sb3_laplace.posteriors.base import (
     PosteriorStep,
     Replay,
     SequenceInputs,
+    StepInputs,
 )
 from sb3_laplace.posteriors.laplace import LaplacePosterior
 from sb3_laplace.posteriors.point import ConstantVariancePosterior, PointPosterior
@@ -23,6 +24,7 @@ __all__ = [
     "PosteriorStep",
     "Replay",
     "SequenceInputs",
+    "StepInputs",
     "VariationalPosterior",
     "make_posterior",
 ]

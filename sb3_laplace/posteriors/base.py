@@ -18,6 +18,25 @@ from sb3_laplace.gaussian import DiagonalGaussian, Gaussian
 _LATENT_GAIN = 3.0
 
 
+class StepInputs(NamedTuple):
+    """What a rollout knows of one time step of N environments.
+
+    :param rnn: the actor's recurrent network
+    :param inputs: inputs of its top layer, shape (N, F)
+    :param previous_hidden: hidden states of the top layer before the step, zero at an episode's start, shape (N, H)
+    :param rnn_state: updated state of the top layer, each (N, H)
+    :param state: the posterior's own part of the recurrent state before the step, reset where episodes start
+    :param episode_starts: 1 where an episode starts, shape (N,)
+    """
+
+    rnn: nn.RNNBase
+    inputs: th.Tensor
+    previous_hidden: th.Tensor
+    rnn_state: tuple[th.Tensor, ...]
+    state: tuple[th.Tensor, ...]
+    episode_starts: th.Tensor
+
+
 class PosteriorStep:
     """What a posterior makes of one time step.
 
@@ -149,23 +168,10 @@ class LatentPosterior(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(
-        self,
-        rnn: nn.RNNBase,
-        inputs: th.Tensor,
-        previous_hidden: th.Tensor,
-        rnn_state: tuple[th.Tensor, ...],
-        state: tuple[th.Tensor, ...],
-        episode_starts: th.Tensor,
-    ) -> PosteriorStep:
+    def step(self, given: StepInputs) -> PosteriorStep:
         """Take in one observation.
 
-        :param rnn: the actor's recurrent network
-        :param inputs: inputs of its top layer, shape (N, F)
-        :param previous_hidden: hidden states of the top layer before the step, zero at an episode's start, (N, H)
-        :param rnn_state: updated state of the top layer, each (N, H)
-        :param state: own part of the recurrent state before the step, reset where episodes start
-        :param episode_starts: 1 where an episode starts, shape (N,)
+        :param given: what is known of the step
         """
 
     def next_mean(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
@@ -226,17 +232,11 @@ class HiddenStatePosterior(LatentPosterior):
     def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
         return self.distribution(hidden)
 
-    def step(
-        self,
-        rnn: nn.RNNBase,
-        inputs: th.Tensor,
-        previous_hidden: th.Tensor,
-        rnn_state: tuple[th.Tensor, ...],
-        state: tuple[th.Tensor, ...],
-        episode_starts: th.Tensor,
-    ) -> PosteriorStep:
+    def step(self, given: StepInputs) -> PosteriorStep:
         return PosteriorStep(
-            self.distribution(rnn_state[0]), lambda: self._previous(previous_hidden, episode_starts), ()
+            self.distribution(given.rnn_state[0]),
+            lambda: self._previous(given.previous_hidden, given.episode_starts),
+            (),
         )
 
     def _previous(self, previous_hidden: th.Tensor, episode_starts: th.Tensor) -> Gaussian:

@@ -8,7 +8,7 @@ from torch import nn
 from sb3_laplace.checks import check_choice, check_integer, check_positive
 from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
-from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs
+from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs, StepInputs
 
 
 class LaplacePosterior(LatentPosterior):
@@ -113,15 +113,8 @@ class LaplacePosterior(LatentPosterior):
     def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
         return self._gaussian(state[0][0], state[1][0])
 
-    def step(
-        self,
-        rnn: nn.RNNBase,
-        inputs: th.Tensor,
-        previous_hidden: th.Tensor,
-        rnn_state: tuple[th.Tensor, ...],
-        state: tuple[th.Tensor, ...],
-        episode_starts: th.Tensor,
-    ) -> PosteriorStep:
+    def step(self, given: StepInputs) -> PosteriorStep:
+        rnn, inputs, rnn_state, state = given.rnn, given.inputs, given.rnn_state, given.state
         prior = self._gaussian(state[0][0], state[1][0])
         mean = self.next_mean(rnn_state[0], state)
         base = prior.precision
