@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 #: Only a learned covariance needs the penalty: without it, it would shrink until the agent is a point
 KL_COEF = {"variational": 1e-3}
 #: Tried for a posterior after the fact
-PRIOR_STDS = (0.003, 0.01, 0.03, 0.1, 0.3)
+PRIOR_STDS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def train(method: str, seed: int, timesteps: int) -> LaplaceRecurrentPPO:

@@ -90,15 +90,19 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param kl_memory: what the posterior's KL needs, shape (n_envs, ...)
         :param auxiliary: what the auxiliary losses need, under its name in the samples, each (n_envs, ...)
         """
+        columns = {"action": action}
         for name, value_or_dict in {"observations": obs, **(auxiliary or {})}.items():
             parts = value_or_dict if isinstance(value_or_dict, dict) else {"": value_or_dict}
-            for key, part in parts.items():
-                self._store(f"{name}/{key}", part)
-        self._store("action", action)
+            columns |= {f"{name}/{key}": part for key, part in parts.items()}
         if noise is not None:
-            self._store("noise", noise.transpose(0, 1))
+            columns["noise"] = noise.transpose(0, 1)
         if kl_memory is not None:
-            self._store("kl_memory", kl_memory)
+            columns["kl_memory"] = kl_memory
+        if self.pos == 0:
+            # What is no longer given would be read as if it were of this rollout
+            self._stored = {name: stored for name, stored in self._stored.items() if name in columns}
+        for name, column in columns.items():
+            self._store(name, column)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
         self.values[self.pos] = value.flatten().cpu().numpy()

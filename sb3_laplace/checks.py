@@ -11,7 +11,8 @@ def check_integer(name: str, value: Any, minimum: int) -> int:
 
     :raises ValueError: naming the argument
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or value != int(value):
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value != int(value):
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value!r}.")

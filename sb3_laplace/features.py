@@ -30,6 +30,8 @@ class MlpFeatures(BaseFeaturesExtractor):
         net_arch: Sequence[int] = (64,),
         activation_fn: type[nn.Module] = nn.ReLU,
     ) -> None:
+        if not isinstance(net_arch, Sequence):
+            raise ValueError(f"net_arch of MlpFeatures must list the sizes of layers, got {net_arch!r}.")
         sizes = [check_integer("net_arch of MlpFeatures", size, minimum=1) for size in net_arch]
         if not sizes:
             raise ValueError(f"net_arch of MlpFeatures must list one layer at least, got {net_arch!r}.")

@@ -1,6 +1,7 @@
 """Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -11,6 +12,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -75,7 +77,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
     :param max_grad_norm: maximum value for the gradient clipping
     :param use_sde: whether to use generalized State Dependent Exploration (with at most one sample)
     :param sde_sample_freq: sample a new noise matrix every n steps when using gSDE (-1: once a rollout)
-    :param target_kl: limit on the KL divergence between updates; None for no limit
+    :param target_kl: limit on the KL divergence between updates; None for no limit. Not for ``policy_coef=0``.
     :param sequence_length: longest sequence the recurrent network is trained on, in steps; by default
         batch_size, as in RecurrentPPO. n_steps is cut into the fewest nearly equal sequences.
     :param stats_window_size: number of episodes that the rollout logging averages
@@ -180,7 +182,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 "this is no LaplaceRecurrentPPO model or policy."
             )
         for name in ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef"):
-            if getattr(self, name) is not None:
+            if name != "kl_coef" or self.kl_coef is not None:
                 self._coefficient(name, progress_remaining=1.0)
         self.decode_window = check_decode_window(self.decode_window)
         if self.sequence_length is None:
@@ -233,6 +235,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             self.policy_kwargs = {**self.policy_kwargs, "posterior_kwargs": resolved}
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
+        if not any(self._is_on(name) for name in ("policy_coef", "target_coef", "reward_coef", "kl_coef")):
+            raise ValueError("No term of the loss is on: policy_coef, target_coef, reward_coef and kl_coef are all 0.")
         if self._with_kl and self.policy.latent_layer.is_point:
             raise ValueError(f"kl_coef must be 0 with posterior='point', which has no KL; got {self.kl_coef!r}.")
         self._last_lstm_states = self.policy.initial_states(self.n_envs)  # type: ignore[assignment]
@@ -251,6 +255,27 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """SB3's; an agent saved without a reward decoder keeps the one that it has been given since.
+
+        :param load_path_or_dict: path of a zip, or parameters by name as :meth:`get_parameters` returns them
+        :param exact_match: whether the parameters must be all of the model's
+        :param device: device on which the code should run
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            _, given, _ = load_from_zip_file(given, device=device, load_data=False)
+        own = {name: part for name, part in self.policy.state_dict().items() if name.startswith("reward_decoder.")}
+        if own and "policy" in given and not own.keys() & given["policy"].keys():
+            warnings.warn("The saved agent has no reward decoder: this one, and the optimizer, start afresh.")
+            given = {"policy": {**given["policy"], **own}, "policy.optimizer": self.policy.optimizer.state_dict()}
+        super().set_parameters(given, exact_match, device)
 
     @classmethod
     def from_recurrent_ppo(
@@ -390,6 +415,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
 
         parameters = list(self.policy.parameters())
+        target_kl = self.target_kl if self._is_on("policy_coef") else None
         logs: dict[str, list[float]] = {}
         continue_training = True
         for epoch in range(self.n_epochs):
@@ -397,17 +423,12 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 loss, terms = self._loss(samples, clip_range, clip_range_vf)
                 for name, value in terms.items():
                     logs.setdefault(name, []).append(value)
-                if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
+                if target_kl is not None and terms["approx_kl"] > 1.5 * target_kl:
                     continue_training = False
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {terms['approx_kl']:.2f}")
                     break
-                # What zero_grad() does, without its profiling
-                for parameter in parameters:
-                    parameter.grad = None
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                self._descend(loss, parameters)
             self._n_updates += 1
             if not continue_training:
                 break
@@ -425,6 +446,18 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def _descend(self, loss: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
+        """One step of the optimizer."""
+        if not loss.requires_grad:
+            # All coefficients are zero, as at the end of schedules
+            return
+        # What zero_grad() does, without its profiling
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
 
     def _loss(
         self, samples: SequenceRolloutBufferSamples, clip_range: float, clip_range_vf: float | None
@@ -453,7 +486,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             policy_coef=self._coefficient("policy_coef", progress),
             target_coef=self._coefficient("target_coef", progress),
             reward_coef=self._coefficient("reward_coef", progress),
-            decode_window=self.decode_window,
+            decode_window=check_decode_window(self.decode_window),
         )
         return total_loss(self.policy, evaluation, samples, settings)
 

@@ -38,7 +38,7 @@ def total_loss(
     :param samples: the minibatch
     :param settings: coefficients
     :return: the loss, and the terms to log by name
-    :raises ValueError: if the loss is not finite
+    :raises ValueError: if the loss is not finite, or a coefficient was switched on after the rollout
     """
     # With policy_coef = 0 PPO's terms are still logged, but nothing flows back from them
     with th.set_grad_enabled(settings.policy_coef > 0):
@@ -47,6 +47,12 @@ def total_loss(
     if evaluation.kl is not None:
         terms["kl_loss"] = _valid(evaluation.kl, samples).mean()
         loss = loss + settings.kl_coef * terms["kl_loss"]
+    for name, coefficient, column in (
+        ("target_coef", settings.target_coef, samples.targets),
+        ("reward_coef", settings.reward_coef, samples.decoder_rewards),
+    ):
+        if coefficient > 0 and column is None:
+            raise ValueError(f"{name} = {coefficient} was set after the rollout had begun, which holds nothing for it.")
     if samples.targets is not None and settings.target_coef > 0:
         terms["target_loss"] = -_valid(evaluation.distribution.log_prob(samples.targets), samples).mean()
         loss = loss + settings.target_coef * terms["target_loss"]

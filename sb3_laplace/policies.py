@@ -195,6 +195,8 @@ class LaplaceLstmPolicy(LatentPolicy):
                 vf_hidden = recurrent.run_sequences(self.lstm_critic, vf_sequences, states.vf, starts)
                 vf_hidden = vf_hidden.reshape(len(vf_features), -1)
             values = self._values(self._critic_input(vf_features, vf_hidden))
+        if isinstance(self.action_space, spaces.Box):
+            actions = actions.flatten(1)
         kl = None if replay.kl is None else replay.kl.reshape(-1)
         return Evaluation(
             values, distribution.log_prob(actions), distribution.entropy(), kl, replay.latents, distribution
@@ -261,15 +263,15 @@ class LaplaceLstmPolicy(LatentPolicy):
         if n_posterior_samples > 0 and not self.latent_layer.is_point:
             latents, _ = self.latent_layer.draw(posterior, n_posterior_samples)
         n_envs = latents.shape[1]
-        next_tensor = None if next_observations is None else self.obs_to_tensor(next_observations)[0]
+        next_tensor = None
+        if next_observations is not None:
+            check_no_nan(next_observations)
+            next_tensor = self.obs_to_tensor(next_observations)[0]
+            n_given = len(next(iter(next_tensor.values())) if isinstance(next_tensor, dict) else next_tensor)
+            if n_given != n_envs:
+                raise ValueError(f"next_observations must be {n_envs}, as the states are, got {n_given}.")
         if actions is not None:
-            chosen = np.asarray(actions)
-            if chosen.shape != (n_envs, *self.action_space.shape):  # type: ignore[misc]
-                raise ValueError(
-                    f"actions must have shape {(n_envs, *self.action_space.shape)}, got {chosen.shape}."  # type: ignore[misc]
-                )
-            if self.squash_output:
-                chosen = self.scale_action(chosen)
+            chosen = self._check_actions(actions, n_envs)
             steps = self.encode_steps(th.as_tensor(chosen, device=self.device), next_tensor)
             return self.reward_decoder(latents, steps).mean(0).cpu().numpy()
         if not isinstance(self.action_space, spaces.Discrete):
@@ -278,6 +280,20 @@ class LaplaceLstmPolicy(LatentPolicy):
             raise ValueError("actions must be given where the reward decoder reads what they lead to (next_obs=True).")
         steps = self.encode_steps(th.arange(int(self.action_space.n), device=self.device), None)
         return self.reward_decoder(latents.unsqueeze(2), steps).mean(0).cpu().numpy()
+
+    def _check_actions(self, actions: np.ndarray, n_envs: int) -> np.ndarray:
+        """Actions as the environment takes them, checked, as the policy returns them, shape (n_envs, ...)."""
+        chosen, shape = np.asarray(actions), (n_envs, *self.action_space.shape)  # type: ignore[misc]
+        if chosen.shape == shape[1:] and n_envs == 1:
+            chosen = chosen[None]
+        if chosen.shape != shape or chosen.dtype.kind not in "biuf" or not np.isfinite(chosen).all():
+            raise ValueError(f"actions must be finite numbers of shape {shape}, got {chosen.dtype} of {chosen.shape}.")
+        if isinstance(self.action_space, spaces.Box):
+            return self.scale_action(chosen) if self.squash_output else chosen
+        for action in chosen:
+            if action not in self.action_space:
+                raise ValueError(f"actions must lie in {self.action_space}, got {action}.")
+        return chosen
 
     # -- predict ----------------------------------------------------------------------------------------
 

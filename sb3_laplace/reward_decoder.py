@@ -26,7 +26,7 @@ def check_decode_window(window: Any) -> int | str:
     """
     if window == WHOLE_TRIAL:
         return WHOLE_TRIAL
-    if isinstance(window, str):
+    if not isinstance(window, (int, np.integer)):
         raise ValueError(f"decode_window must be an integer >= 0 or {WHOLE_TRIAL!r}, got {window!r}.")
     return check_integer("decode_window", window, minimum=0)
 
@@ -63,6 +63,8 @@ class RewardDecoder(nn.Module):
         if isinstance(net_arch, str) or not isinstance(net_arch, Sequence) or len(net_arch) == 0:
             raise ValueError(f"net_arch of the reward decoder must list one hidden layer at least, got {net_arch!r}.")
         sizes = [check_integer("net_arch of the reward decoder", size, minimum=1) for size in net_arch]
+        if not isinstance(next_obs, bool):
+            raise ValueError(f"next_obs of the reward decoder must be True or False, got {next_obs!r}.")
         check_choice("likelihood", likelihood, (None, "bernoulli", "gaussian"))
         self.action_space = action_space
         self.next_obs = next_obs
@@ -107,8 +109,10 @@ class RewardDecoder(nn.Module):
         :raises ValueError: if the next observation is read but not given, or the other way round
         """
         if (next_features is not None) != self.next_obs:
-            wanted = "needs" if self.next_obs else "reads no"
-            raise ValueError(f"This reward decoder {wanted} next observation (next_obs={self.next_obs}).")
+            wanted = "given" if self.next_obs else "None"
+            raise ValueError(
+                f"next_observations must be {wanted} for this reward decoder, made with next_obs={self.next_obs}."
+            )
         encoded = preprocess_obs(actions, self.action_space, normalize_images=False)
         assert isinstance(encoded, th.Tensor)
         encoded = encoded.flatten(1).to(self.from_step.weight.dtype)

@@ -7,7 +7,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_laplace.policies import LaplaceLstmPolicy
@@ -62,7 +62,8 @@ class AuxiliaryReader:
     :param env: the training environment
     :param policy: the policy
     :param with_targets: whether to read targets of supervised learning
-    :param with_rewards: whether to read what the reward decoder needs
+    :param with_rewards: whether to read what the reward decoder needs: rewards, before VecNormalize scales them
+    :raises ValueError: if the policy has no reward decoder
     """
 
     def __init__(self, env: VecEnv, policy: LaplaceLstmPolicy, with_targets: bool, with_rewards: bool) -> None:
@@ -70,7 +71,14 @@ class AuxiliaryReader:
         self.policy = policy
         self.with_targets = with_targets
         self.with_rewards = with_rewards
-        self._action_scale = attribute_of(env, "action_scale", 1.0)
+        # Asked for only where it is needed: not every VecEnv can be asked
+        self._action_scale = attribute_of(env, "action_scale", 1.0) if with_targets else 1.0
+        self._normalizer = unwrap_vec_normalize(env)
+        if with_rewards and policy.reward_decoder is None:
+            raise ValueError(
+                "reward_coef needs a reward decoder, which this policy was built without: give reward_coef to the "
+                "constructor or to load()."
+            )
 
     def read(
         self, new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
@@ -90,6 +98,8 @@ class AuxiliaryReader:
             columns["targets"] = th.as_tensor(self.targets(infos), device=self.policy.device)
         if self.with_rewards:
             assert self.policy.reward_decoder is not None
+            if self._normalizer is not None:
+                rewards = self._normalizer.get_original_reward()
             self.policy.reward_decoder.observe(rewards)
             columns["decoder_rewards"] = th.as_tensor(rewards, dtype=th.float32, device=self.policy.device)
             if self.policy.reward_decoder.next_obs:
@@ -97,7 +107,7 @@ class AuxiliaryReader:
         return columns
 
     def targets(self, infos: list[dict[str, Any]]) -> np.ndarray:
-        """Targets of the actions just taken, as the policy's distribution has actions, shape (n_envs, ...).
+        """Targets of the actions just taken, as the policy has actions, flat for a Box, shape (n_envs, ...).
 
         An environment whose targets are in another unit than its actions has an attribute ``action_scale``:
         the target is compared with ``action_scale * action``.
@@ -110,7 +120,8 @@ class AuxiliaryReader:
         if values is None or missing:
             where = "no environment" if values is None else f"not environment {missing[0]}"
             raise ValueError(
-                f"target_coef needs environments whose info holds 'target' at every step: {where} gave one."
+                f"target_coef needs environments whose info holds 'target' at every step: {where} gave one. (Batched "
+                "environments that reset in the step after an episode's end give none there: use SAME_STEP.)"
             )
         try:
             targets = np.asarray(values, dtype=np.float64).reshape(self.env.num_envs, *space.shape)  # type: ignore[misc]
@@ -123,10 +134,15 @@ class AuxiliaryReader:
             raise ValueError(f"info['target'] must be finite, got {targets[~np.isfinite(targets)][0]}.")
         if isinstance(space, spaces.Box):
             targets = (targets / self._action_scale).astype(np.float32)
-            return self.policy.scale_action(targets) if self.policy.squash_output else targets
+            if self.policy.squash_output:
+                if ((targets <= space.low) | (targets >= space.high)).any():
+                    raise ValueError(f"info['target'] must lie inside {space} with squash_output=True.")
+                targets = self.policy.scale_action(targets)
+            return targets.reshape(self.env.num_envs, -1)
         most: Any = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
-        if ((targets < 0) | (targets >= most) | (targets % 1 != 0)).any():
-            raise ValueError(f"info['target'] must be an action of {space}, got {targets[0]!r} or others beside it.")
+        wrong = (targets < 0) | (targets >= most) | (targets % 1 != 0)
+        if wrong.any():
+            raise ValueError(f"info['target'] must be an action of {space}, got {targets[wrong][0]:g} in it.")
         return targets.astype(np.float32 if isinstance(space, spaces.MultiBinary) else np.int64)
 
     def _next_observations(self, new_obs: VecEnvObs, dones: np.ndarray, infos: list[dict[str, Any]]) -> TensorOrDict:

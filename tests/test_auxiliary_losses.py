@@ -179,7 +179,7 @@ def test_supervised_learning_learns() -> None:
         (np.zeros(3), "box", r"info\['target'\] must have the shape \(2,\) of an action of Box.*got \(3,\)"),
         ("left", "discrete", r"info\['target'\] must have the shape \(\)"),
         (np.array([np.nan, 0.0]), "box", r"info\['target'\] must be finite, got nan"),
-        (3, "discrete", r"info\['target'\] must be an action of Discrete\(3\), got"),
+        (3, "discrete", r"info\['target'\] must be an action of Discrete\(3\), got 3 in it"),
         (0.5, "discrete", r"info\['target'\] must be an action of Discrete\(3\), got"),
         (np.array([0, 2]), "multi_discrete", r"info\['target'\] must be an action of MultiDiscrete"),
         (np.array([0, 1, 2]), "multi_binary", r"info\['target'\] must be an action of MultiBinary"),
@@ -329,7 +329,7 @@ def test_predict_reward_with_continuous_actions() -> None:
     np.testing.assert_array_equal(inside, outside)
     with pytest.raises(ValueError, match=r"actions must be given: Box.* has no list of all actions"):
         model.policy.predict_reward(state)
-    with pytest.raises(ValueError, match=r"actions must have shape \(3, 2\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"actions must be finite numbers of shape \(3, 2\), got float64 of \(3,\)"):
         model.policy.predict_reward(state, np.zeros(3))
 
 
@@ -382,6 +382,90 @@ def test_another_posterior_keeps_the_terms() -> None:
     converted.learn(36)
 
 
+def test_all_terms_may_end_at_zero() -> None:
+    """At the end of a schedule nothing is left to descend."""
+    model = small_model(target_env(), policy_coef=0.0, kl_coef=0.0, target_coef=lambda progress: progress)
+    model.learn(72)
+    assert model.num_timesteps == 72
+
+
+def test_rewards_under_vec_normalize_are_the_environments() -> None:
+    env = VecNormalize(make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=3, seed=0))
+    model = small_model(env, reward_coef=1.0)
+    collect(model)
+    samples = next(iter(model.rollout_buffer.get(None)))
+    assert set(samples.decoder_rewards.unique().tolist()) <= {0.0, 1.0}
+    assert not model.policy.reward_decoder.gaussian
+
+
+def test_terms_switched_on_later(tmp_path: Path) -> None:
+    """Between calls of learn they may change; what a rollout does not hold is not learned from."""
+    env = target_env()
+    model = small_model(env)
+    model.learn(36)
+    model.save(tmp_path / "model")
+    model.target_coef = 1.0
+    with pytest.raises(ValueError, match=r"target_coef = 1\.0 was set after the rollout had begun"):
+        model.train()
+    model.learn(36)
+    assert "train/target_loss" in model.logger.name_to_value
+    model.reward_coef = 1.0
+    with pytest.raises(ValueError, match="reward_coef needs a reward decoder, which this policy was built without"):
+        model.learn(36)
+    with pytest.warns(UserWarning, match="The saved agent has no reward decoder"):
+        loaded = LaplaceRecurrentPPO.load(tmp_path / "model", env=env, reward_coef=1.0, device="cpu")
+    for name, weight in LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu").policy.state_dict().items():
+        assert th.equal(loaded.policy.state_dict()[name], weight)
+    loaded.learn(36)
+    assert "train/reward_loss" in loaded.logger.name_to_value
+    loaded.reward_coef = 0.0
+    loaded.learn(36)
+    assert next(iter(loaded.rollout_buffer.get(None))).decoder_rewards is None
+
+
+def test_supervised_learning_does_not_stop_at_target_kl() -> None:
+    model = small_model(target_env(), policy_coef=0.0, target_coef=1.0, target_kl=1e-12, n_epochs=3)
+    model.learn(36)
+    assert model._n_updates == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4,)])
+def test_actions_of_any_shape(shape: tuple[int, ...]) -> None:
+    model = small_model(target_env(action_space=spaces.Box(-1.0, 1.0, shape, np.float32)), **ALL_TERMS)
+    model.learn(36)
+    collect(model)
+    assert largest_log_ratio(model) < 1e-5
+    actions, state = model.predict(model.env.reset())
+    assert model.policy.predict_reward(state, actions).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.array([0, 1, 3]), r"actions must lie in Discrete\(3\), got 3"),
+        (np.array([0, 1, -1]), r"actions must lie in Discrete\(3\), got -1"),
+        (np.array([0.5, 1.0, 0.0]), r"actions must lie in Discrete\(3\), got 0.5"),
+        (np.array([0, 1]), r"actions must be finite numbers of shape \(3,\), got int64 of \(2,\)"),
+        ("left", r"actions must be finite numbers of shape \(3,\)"),
+    ],
+)
+def test_bad_actions_of_predict_reward(actions: Any, message: str) -> None:
+    model = small_model(target_env(), reward_coef=1.0)
+    state = model.predict(model.env.reset())[1]
+    with pytest.raises(ValueError, match=message):
+        model.policy.predict_reward(state, actions)
+
+
+def test_bad_next_observations_of_predict_reward() -> None:
+    model = small_model(policy_kwargs={"reward_decoder_kwargs": {"next_obs": True}})
+    obs = model.env.reset()
+    actions, state = model.predict(obs)
+    with pytest.raises(ValueError, match="next_observations must be 3, as the states are, got 2"):
+        model.policy.predict_reward(state, actions, obs[:2])
+    with pytest.raises(ValueError, match="observation holds NaN"):
+        model.policy.predict_reward(state, actions, obs * np.nan)
+
+
 def test_schedules() -> None:
     seen: dict[str, list[float]] = {}
     names = ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef")
@@ -414,7 +498,12 @@ def decoder(**kwargs: Any) -> dict[str, Any]:
         ({"reward_coef": lambda _: -0.5}, "reward_coef must be a finite number >= 0, got -0.5"),
         ({"decode_window": -1}, "decode_window must be >= 0, got -1"),
         ({"decode_window": "all"}, "decode_window must be an integer >= 0 or 'trial', got 'all'"),
-        ({"decode_window": 1.5}, "decode_window must be an integer >= 0, got 1.5"),
+        ({"decode_window": 1.5}, "decode_window must be an integer >= 0 or 'trial', got 1.5"),
+        ({"decode_window": math.inf}, "decode_window must be an integer >= 0 or 'trial', got inf"),
+        ({"target_coef": None}, "target_coef must be a finite number >= 0, got None"),
+        ({"policy_coef": None}, "policy_coef must be a finite number >= 0, got None"),
+        ({"policy_coef": 0, "kl_coef": 0}, "No term of the loss is on: policy_coef, target_coef, reward_coef and"),
+        (decoder(next_obs="yes"), "next_obs of the reward decoder must be True or False, got 'yes'"),
         (
             {"policy_kwargs": {"reward_decoder_kwargs": {"net_arch": []}}},
             "net_arch of the reward decoder must list one",
@@ -452,11 +541,11 @@ def test_next_observation_must_be_given_where_it_is_read() -> None:
     actions, state = model.predict(obs)
     with pytest.raises(ValueError, match="actions must be given where the reward decoder reads what they lead to"):
         model.policy.predict_reward(state)
-    with pytest.raises(ValueError, match=r"This reward decoder needs next observation \(next_obs=True\)"):
+    with pytest.raises(ValueError, match="next_observations must be given for this reward decoder"):
         model.policy.predict_reward(state, actions)
     assert model.policy.predict_reward(state, actions, obs).shape == (3,)
     plain = small_model(policy_kwargs={"reward_decoder_kwargs": {}})
-    with pytest.raises(ValueError, match=r"This reward decoder reads no next observation \(next_obs=False\)"):
+    with pytest.raises(ValueError, match="next_observations must be None for this reward decoder"):
         plain.policy.predict_reward(state, actions, obs)
 
 

@@ -296,7 +296,20 @@ def test_mlp_features(tmp_path: Path) -> None:
     th.testing.assert_close(loaded.policy.pi_features_extractor(observations), features(observations))
 
 
-@pytest.mark.parametrize(("net_arch", "message"), [([], "must list one layer"), ([0], "must be >= 1, got 0")])
+def test_nan_logits_are_refused() -> None:
+    policy = make_policy(n_posterior_samples=0)
+    with th.no_grad():
+        policy.action_net.weight.fill_(th.nan)
+    with pytest.raises(ValueError, match="The policy's action logits are not finite"):
+        policy.predict(np.zeros((2, 4), np.float32), deterministic=True)
+    with pytest.raises(RuntimeError, match="probability tensor contains"):
+        policy.predict(np.zeros((2, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("net_arch", "message"),
+    [([], "must list one layer"), (8, "must list the sizes of layers, got 8"), ([0], "must be >= 1, got 0")],
+)
 def test_bad_mlp_features(net_arch: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=f"net_arch of MlpFeatures {message}"):
         MlpFeatures(BOX, net_arch)
