@@ -198,8 +198,9 @@ def test_continue_a_finished_agent(finished: Path, workplace: Path) -> None:
 
 def test_a_killed_run_resumes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL in the middle; the rest is trained from the last checkpoint, with everything where it was."""
-    n_envs, total, rate = 2, 6000, 1e-3
+    n_envs, total, rate = 2, 4000, 1e-3
     settings = ["n_envs:2", "n_steps:100", "batch_size:100", "n_epochs:1", f"learning_rate:'lin_{rate}'"]
+    settings.append("policy_kwargs:dict(lstm_hidden_size=8)")
     options = ["-n", total, "--seed", 0, "--save-freq", 400, "--eval-freq", -1, "-params", *settings]
     words = ["--algo", "laplace_ppo_lstm", "--env", PENDULUM, "--device", "cpu", *options]
     process = subprocess.Popen(

@@ -28,11 +28,10 @@ def journal_path(storage: str) -> Path | None:
     return Path(storage).absolute() if storage.endswith(".log") else None
 
 
-def check_not_locked(path: Path, patience: float = _PATIENCE) -> None:
+def check_not_locked(path: Path) -> None:
     """Wait until no process is writing to a study.
 
     :param path: path of the journal file
-    :param patience: how long one process may hold the lock, in seconds
     :raises InputError: if one holds it for longer
     """
     lock = Path(f"{path}{_LOCK_SUFFIX}")
@@ -44,11 +43,11 @@ def check_not_locked(path: Path, patience: float = _PATIENCE) -> None:
             return
         if (status.st_ino, status.st_mtime_ns) != holder:
             holder, since = (status.st_ino, status.st_mtime_ns), time.monotonic()
-        if time.monotonic() - since > patience:
+        if time.monotonic() - since > _PATIENCE:
             raise InputError(
                 f"the study in {str(path)!r} is locked by another process: if none is running, delete {str(lock)!r}"
             )
-        time.sleep(min(0.05, patience))
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -60,6 +59,6 @@ def study_errors(storage: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except (optuna.exceptions.OptunaError, SQLAlchemyError) as error:
+    except (ImportError, optuna.exceptions.OptunaError, SQLAlchemyError) as error:
         # "database is locked", say, is in the cause of Optuna's own
         raise InputError(f"--storage {storage!r}: {error.__cause__ or error}") from error
