@@ -13,12 +13,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import rl_zoo3
 import yaml
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-pytest.importorskip("rl_zoo3")
 
 from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO
 from sb3_laplace.cli import main
@@ -323,17 +322,28 @@ def test_enjoy_and_plot_without_a_run(workplace: Path, capsys: pytest.CaptureFix
     assert "train, all, file" in one_line(capsys)
 
 
-@pytest.mark.parametrize("missing", ["rl_zoo3", "requests", "seaborn"])
+@pytest.mark.parametrize(
+    ("missing", "command", "imported_anew"),
+    [
+        ("rl_zoo3", ["train"], ("sb3_laplace.zoo",)),
+        ("requests", ["enjoy"], ("rl_zoo3.enjoy", "rl_zoo3.load_from_hub")),
+        ("seaborn", ["plot", "train"], ("rl_zoo3.plots",)),
+    ],
+)
 def test_what_is_not_installed_is_named(
-    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    missing: str,
+    command: list[str],
+    imported_anew: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in list(sys.modules):
-        if name.startswith(("sb3_laplace.zoo", "rl_zoo3", missing)):
+        if name.startswith((missing, *imported_anew)):
             monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(rl_zoo3, "plots", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    command = {"rl_zoo3": ["train"], "requests": ["enjoy"], "seaborn": ["plot", "train"]}[missing]
     assert main(command) == 2
-    assert f'needs {missing}: pip install "sb3-laplace[zoo]"' in one_line(capsys)
+    assert f'{command[0]} needs {missing}: pip install "sb3-laplace[zoo]"' in one_line(capsys)
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,10 +132,10 @@ class LaplaceExperimentManager(ExperimentManager):
             raise InputError(f"{self.storage!r} has no study {self.study_name!r} with a trial {trial_id}") from error
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """``lin_`` values for the coefficients of the loss too, of which RL Zoo knows only some."""
+        """``lin_`` values for all coefficients of our algorithms, of which RL Zoo knows only some."""
         hyperparams = super()._preprocess_schedules(hyperparams)
         for name, value in hyperparams.items():
-            if isinstance(value, str) and value.startswith("lin_"):
+            if self._is_ours and isinstance(value, str) and value.startswith("lin_"):
                 hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
         return hyperparams
 
@@ -159,8 +159,9 @@ class LaplaceExperimentManager(ExperimentManager):
         def vec_env_class(env_fns: list[Callable], **vec_env_kwargs: Any) -> VecEnv:
             # Wrappers and what Monitor is asked for are applied to single environments
             if not (self.env_wrapper or self.monitor_kwargs or vec_env_kwargs):
-                env_id = self.env_name.gym_id
-                env = make_batched_vec_env(env_id, n_envs, self.seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs)
+                env = make_batched_vec_env(
+                    self.env_name.gym_id, len(env_fns), self.seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
+                )
                 if env is not None:
                     return env
             return self._single_vec_env_class(env_fns, **vec_env_kwargs)
