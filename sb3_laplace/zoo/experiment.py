@@ -54,7 +54,8 @@ class LaplaceExperimentManager(ExperimentManager):
     - Our hyperparameter files are found without ``-conf``, and ``lin_`` schedules work for every coefficient.
     - ``PosteriorCallback`` is on for our algorithms.
     - Checkpoints hold the ``VecNormalize`` statistics. Continuing from one (``-i .../rl_model_<steps>_steps.zip``)
-      resumes the run that wrote it: its hyperparameters, its steps, its schedules at the progress they had reached.
+      resumes the run that wrote it: its hyperparameters (or those of ``-conf``, if given), its steps, its schedules at
+      the progress they had reached.
       Any other ``-i`` starts a new run with that agent, as RL Zoo does.
     - Sampled hyperparameters replace only their own part of the configuration.
 
@@ -63,6 +64,7 @@ class LaplaceExperimentManager(ExperimentManager):
     """
 
     def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
+        self._has_own_config = bool(kwargs.get("config"))
         kwargs["config"] = kwargs.get("config") or default_config(algo, env_id)
         super().__init__(args, algo, env_id, *others, **kwargs)
         self._single_vec_env_class = self.vec_env_class
@@ -106,7 +108,7 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As RL Zoo does; those of the run when it is resumed, those of a trial within their configuration."""
-        if self._checkpoint is not None:
+        if self._checkpoint is not None and not self._has_own_config:
             self.config = str(self._checkpoint.path.parent)
             hyperparams = self._checkpoint.hyperparams
             if self.env_kwargs:
