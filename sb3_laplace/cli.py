@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.diagnostics import Diagnosis, diagnose
+from sb3_laplace.errors import InputError
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.posthoc import load_recurrent_ppo
 from sb3_laplace.report import write_report
@@ -27,12 +28,25 @@ _PICKLE_NOTE = (
     "Loading a model (or VecNormalize statistics) runs the pickled code in the file, as Stable-Baselines3 does: only "
     "open files that you trust. Nothing is downloaded."
 )
+# RL Zoo's programs, which read their own arguments
+_ZOO_COMMANDS = {
+    "train": "train an agent from a configuration file (RL Zoo's train)",
+    "enjoy": "play with a trained agent (RL Zoo's enjoy)",
+    "tune": "search for hyperparameters with Optuna (RL Zoo's train -optimize)",
+    "plot": "draw training curves and evaluations (RL Zoo's plots): plot {train,all,file}",
+}
+# What these need, by the names under which it is imported
+_ZOO_PACKAGES = ("rl_zoo3", "requests", "scipy", "seaborn")
+_EXAMPLES = """examples:
+  sb3-laplace train --algo laplace_ppo_lstm --env sb3_laplace/DirichletBandit-v0 --seed 0
+  sb3-laplace enjoy --algo laplace_ppo_lstm --env sb3_laplace/DirichletBandit-v0 -f logs --no-render
+  sb3-laplace tune --algo laplace_ppo_lstm --env sb3_laplace/DirichletBandit-v0 -n 200000 --n-trials 20
+  sb3-laplace plot train -a laplace_ppo_lstm -e sb3_laplace/DirichletBandit-v0 -f logs
+  sb3-laplace diagnose MODEL.zip --env sb3_laplace/DirichletBandit-v0
+
+sb3-laplace COMMAND --help says what a command takes."""
 #: Exit codes: an error of the user's, and Ctrl-C as shells have it
 BAD_INPUT, INTERRUPTED = 2, 130
-
-
-class InputError(Exception):
-    """Something the user passed in cannot be used; the message is all that is shown."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: of the command line; by default those of the process
     :return: the exit code: 0, 2 for bad input, 130 if it was interrupted
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] in _ZOO_COMMANDS:
+            return _zoo(words[0], words[1:])
+        options = _parser().parse_args(words)
         return options.run(options)
     except InputError as error:
         print(f"sb3-laplace: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,11 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sb3-laplace", description="Laplace posteriors for recurrent meta-RL agents.")
+    parser = argparse.ArgumentParser(
+        prog="sb3-laplace",
+        description="Laplace posteriors for recurrent meta-RL agents.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in _ZOO_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
     _add_diagnose(commands)
     return parser
+
+
+def _zoo(command: str, arguments: list[str]) -> int:
+    """One of RL Zoo's programs, imported only here: training without it stays as light as it was."""
+    try:
+        from sb3_laplace.zoo.commands import run
+
+        return run(command, arguments)
+    except ModuleNotFoundError as error:
+        package = str(error.name).split(".")[0]
+        if package not in _ZOO_PACKAGES:
+            raise
+        raise InputError(f'{command} needs {package}: pip install "sb3-laplace[zoo]"') from error
 
 
 # -- loading ------------------------------------------------------------------------------------------------

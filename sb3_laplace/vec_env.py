@@ -356,13 +356,8 @@ def make_vec_env(
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}")
     if isinstance(env_id, str) and not (wrapper_class or vec_env_cls or vec_env_kwargs or monitor_kwargs):
-        env = _make_batched(env_id, n_envs, env_kwargs or {})
-        if env is not None:
-            filename = None if monitor_dir is None else os.path.join(monitor_dir, str(start_index))
-            venv = GymnasiumVecEnv(env, filename=filename)
-            if seed is not None:
-                venv.action_space.seed(seed + start_index)
-            venv.seed(seed)
+        venv = make_batched_vec_env(env_id, n_envs, seed, start_index, monitor_dir, env_kwargs)
+        if venv is not None:
             return venv
     return env_util.make_vec_env(
         env_id,
@@ -377,6 +372,29 @@ def make_vec_env(
         monitor_kwargs=monitor_kwargs,
         wrapper_kwargs=wrapper_kwargs,
     )
+
+
+def make_batched_vec_env(
+    env_id: str,
+    n_envs: int,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+) -> GymnasiumVecEnv | None:
+    """
+    The batched form of :func:`make_vec_env`, whose parameters these are.
+
+    :return: The environment, None where the id has no batched form that does all that single ones would
+    """
+    env = _make_batched(env_id, n_envs, env_kwargs or {})
+    if env is None:
+        return None
+    venv = GymnasiumVecEnv(env, filename=None if monitor_dir is None else os.path.join(monitor_dir, str(start_index)))
+    if seed is not None:
+        venv.action_space.seed(seed + start_index)
+    venv.seed(seed)
+    return venv
 
 
 def _make_batched(env_id: str, n_envs: int, env_kwargs: dict[str, Any]) -> VectorEnv | None:
