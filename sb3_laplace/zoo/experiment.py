@@ -25,12 +25,16 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.callbacks import PosteriorCallback
 from sb3_laplace.errors import InputError
+from sb3_laplace.features import MlpFeatures
 from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.vec_env import make_batched_vec_env
 from sb3_laplace.zoo.algorithms import default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
+
+# RL Zoo evaluates the policy_kwargs of a configuration with the names of its own module, of which nn is one
+exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
 
 # What a configuration can make go wrong before training starts
 _CONFIGURATION_ERRORS = (
