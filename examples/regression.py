@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "variational": {"posterior": "variational", "posterior_kwargs": {"prior_std": 0.1}},
 }
 #: Only a learned covariance needs the penalty: without it, it would shrink until the agent is a point
-KL_COEF = {"variational": 1e-3}
+KL_COEF = {"variational": 1e-4}
 #: Tried for a posterior after the fact
 PRIOR_STDS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
