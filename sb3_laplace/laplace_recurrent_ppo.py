@@ -409,18 +409,14 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         """Update the policy with the rollout buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        clip_range_vf = None
-        if self.clip_range_vf is not None:
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-
+        settings = self._loss_settings()
         parameters = list(self.policy.parameters())
         target_kl = self.target_kl if self._is_on("policy_coef") else None
         logs: dict[str, list[float]] = {}
         continue_training = True
         for epoch in range(self.n_epochs):
             for samples in self.rollout_buffer.get(self.batch_size):
-                loss, terms = self._loss(samples, clip_range, clip_range_vf)
+                loss, terms = self._loss(samples, settings)
                 for name, value in terms.items():
                     logs.setdefault(name, []).append(value)
                 if target_kl is not None and terms["approx_kl"] > 1.5 * target_kl:
@@ -443,9 +439,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
+        self.logger.record("train/clip_range", settings.clip_range)
+        if settings.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", settings.clip_range_vf)
 
     def _descend(self, loss: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
         """One step of the optimizer."""
@@ -459,8 +455,24 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
 
+    def _loss_settings(self) -> LossSettings:
+        """Coefficients of the loss at the present progress: the same for all minibatches of an update."""
+        progress = self._current_progress_remaining
+        return LossSettings(
+            clip_range=self.clip_range(progress),  # type: ignore[operator]
+            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
+            normalize_advantage=self.normalize_advantage,
+            ent_coef=self._coefficient("ent_coef", progress),
+            vf_coef=self.vf_coef,
+            kl_coef=self._coefficient("kl_coef", progress),
+            policy_coef=self._coefficient("policy_coef", progress),
+            target_coef=self._coefficient("target_coef", progress),
+            reward_coef=self._coefficient("reward_coef", progress),
+            decode_window=check_decode_window(self.decode_window),
+        )
+
     def _loss(
-        self, samples: SequenceRolloutBufferSamples, clip_range: float, clip_range_vf: float | None
+        self, samples: SequenceRolloutBufferSamples, settings: LossSettings
     ) -> tuple[th.Tensor, dict[str, float]]:
         """Loss of one minibatch, and its terms by name.
 
@@ -474,19 +486,6 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             noise=samples.noise,
             kl_memory=samples.kl_memory,
             with_kl=self._with_kl,
-        )
-        progress = self._current_progress_remaining
-        settings = LossSettings(
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=self.normalize_advantage,
-            ent_coef=self._coefficient("ent_coef", progress),
-            vf_coef=self.vf_coef,
-            kl_coef=self._coefficient("kl_coef", progress),
-            policy_coef=self._coefficient("policy_coef", progress),
-            target_coef=self._coefficient("target_coef", progress),
-            reward_coef=self._coefficient("reward_coef", progress),
-            decode_window=check_decode_window(self.decode_window),
         )
         return total_loss(self.policy, evaluation, samples, settings)
 

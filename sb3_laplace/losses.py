@@ -47,17 +47,13 @@ def total_loss(
     if evaluation.kl is not None:
         terms["kl_loss"] = _valid(evaluation.kl, samples).mean()
         loss = loss + settings.kl_coef * terms["kl_loss"]
-    for name, coefficient, column in (
-        ("target_coef", settings.target_coef, samples.targets),
-        ("reward_coef", settings.reward_coef, samples.decoder_rewards),
-    ):
-        if coefficient > 0 and column is None:
-            raise ValueError(f"{name} = {coefficient} was set after the rollout had begun, which holds nothing for it.")
-    if samples.targets is not None and settings.target_coef > 0:
-        terms["target_loss"] = -_valid(evaluation.distribution.log_prob(samples.targets), samples).mean()
+    if settings.target_coef > 0:
+        targets = _held(samples.targets, "target_coef", settings.target_coef)
+        terms["target_loss"] = -_valid(evaluation.distribution.log_prob(targets), samples).mean()
         loss = loss + settings.target_coef * terms["target_loss"]
-    if samples.decoder_rewards is not None and settings.reward_coef > 0:
-        terms["reward_loss"] = reward_loss(policy, evaluation, samples, settings.decode_window)
+    if settings.reward_coef > 0:
+        rewards = _held(samples.decoder_rewards, "reward_coef", settings.reward_coef)
+        terms["reward_loss"] = reward_loss(policy, evaluation, samples, rewards, settings.decode_window)
         loss = loss + settings.reward_coef * terms["reward_loss"]
     terms["loss"] = loss
     # One transfer from the device for all of them
@@ -108,29 +104,40 @@ def ppo_loss(
 
 
 def reward_loss(
-    policy: LaplaceLstmPolicy, evaluation: Evaluation, samples: SequenceRolloutBufferSamples, window: int | str
+    policy: LaplaceLstmPolicy,
+    evaluation: Evaluation,
+    samples: SequenceRolloutBufferSamples,
+    rewards: th.Tensor,
+    window: int | str,
 ) -> th.Tensor:
     """Negative log-likelihood of the rewards under the policy's decoder, in nats.
 
     :param policy: a policy with a reward decoder
     :param evaluation: the minibatch under the current policy
     :param samples: the minibatch
+    :param rewards: rewards as the environment gave them, shape (B,)
     :param window: how far from each step rewards are decoded, see :class:`~sb3_laplace.reward_decoder.RewardDecoder`
     """
     decoder = policy.reward_decoder
     assert decoder is not None
-    assert samples.decoder_rewards is not None
     n_seq = evaluation.latents.shape[1]
     steps = policy.encode_steps(samples.actions, samples.next_observations)
     mask = None if samples.mask is None else samples.mask.view(n_seq, -1)
     return decoder.loss(
         evaluation.latents,
         steps.view(n_seq, -1, steps.shape[-1]),
-        samples.decoder_rewards.view(n_seq, -1),
+        rewards.view(n_seq, -1),
         samples.episode_starts.view(n_seq, -1),
         mask,
         window,
     )
+
+
+def _held(column: th.Tensor | None, name: str, coefficient: float) -> th.Tensor:
+    """What a rollout holds for a term of the loss."""
+    if column is None:
+        raise ValueError(f"{name} = {coefficient} was set after the rollout had begun, which holds nothing for it.")
+    return column
 
 
 def _valid(tensor: th.Tensor, samples: SequenceRolloutBufferSamples) -> th.Tensor:

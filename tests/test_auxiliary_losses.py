@@ -45,7 +45,7 @@ def target_env(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
 def losses_of(model: LaplaceRecurrentPPO) -> dict[str, float]:
     """Terms of the loss of the whole rollout, without an update."""
     samples = next(iter(model.rollout_buffer.get(None)))
-    return model._loss(samples, 0.2, None)[1]
+    return model._loss(samples, model._loss_settings())[1]
 
 
 # -- targets --------------------------------------------------------------------------------------------------
@@ -555,4 +555,4 @@ def test_total_loss_refuses_nan() -> None:
     samples = next(iter(model.rollout_buffer.get(None)))
     broken = samples._replace(advantages=samples.advantages * float("nan"))
     with pytest.raises(ValueError, match="The loss is not finite"):
-        model._loss(broken, 0.2, None)
+        model._loss(broken, model._loss_settings())
