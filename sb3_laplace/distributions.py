@@ -2,22 +2,57 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from torch import nn
 from torch.distributions import Categorical
+from torch.distributions.utils import lazy_property
+
+_NOT_FINITE = "The policy's action logits are not finite: its weights, or its inputs, are not."
 
 
-class UncheckedCategorical(CategoricalDistribution):
-    """SB3's categorical distribution without torch's checks of every argument, a tenth of the time of a small step.
+class LogSoftmaxCategorical(Categorical):
+    """torch's categorical distribution of unnormalized logits, in a third of its operations and without its checks.
 
-    What they find is found elsewhere: sampling refuses probabilities that are NaN, as :meth:`mode` does here, and the
-    loss must be finite.
+    The numbers are torch's, and so are the samples of a seed (tested); only sampling checks its input.
+
+    :param logits: unnormalized log-probabilities, shape (..., n)
     """
 
-    def proba_distribution(self, action_logits: th.Tensor) -> "UncheckedCategorical":
-        self.distribution = Categorical(logits=action_logits, validate_args=False)
+    def __init__(self, logits: th.Tensor) -> None:
+        self.logits = self._param = logits.log_softmax(-1)
+        self._num_events = logits.shape[-1]
+        # Past Categorical's own constructor, which normalizes by a logsumexp: five operations, and more backwards
+        th.distributions.Distribution.__init__(self, logits.shape[:-1], validate_args=False)
+
+    @lazy_property
+    def probs(self) -> th.Tensor:
+        return self.logits.exp()
+
+    def sample(self, sample_shape: Any = th.Size()) -> th.Tensor:  # noqa: B008 (torch's default)
+        """Draws, shape (*sample_shape, ...).
+
+        :raises ValueError: if a logit is NaN
+        """
+        if sample_shape:
+            return super().sample(sample_shape)
+        if self.logits.isnan().any():
+            raise ValueError(_NOT_FINITE)
+        # The race of exponentials by which multinomial draws too, after it has checked its arguments twice
+        return (self.probs / th.empty_like(self.probs).exponential_()).argmax(-1)
+
+
+class LogSoftmaxCategoricalDistribution(CategoricalDistribution):
+    """SB3's categorical distribution on :class:`LogSoftmaxCategorical`.
+
+    What torch's checks of every argument find is found elsewhere: sampling refuses NaN, :meth:`mode` what is not
+    finite, and the loss must be finite.
+    """
+
+    def proba_distribution(self, action_logits: th.Tensor) -> "LogSoftmaxCategoricalDistribution":
+        self.distribution = LogSoftmaxCategorical(action_logits)
         return self
 
     def mode(self) -> th.Tensor:
@@ -26,7 +61,7 @@ class UncheckedCategorical(CategoricalDistribution):
         :raises ValueError: if a logit is not finite
         """
         if not self.distribution.logits.isfinite().all():
-            raise ValueError("The policy's action logits are not finite: its weights, or its inputs, are not.")
+            raise ValueError(_NOT_FINITE)
         return super().mode()
 
 

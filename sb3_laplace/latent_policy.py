@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_laplace import recurrent
 from sb3_laplace.checks import check_integer, check_lstm_kwargs, check_state
-from sb3_laplace.distributions import UncheckedCategorical, mix
+from sb3_laplace.distributions import LogSoftmaxCategoricalDistribution, mix
 from sb3_laplace.gaussian import Gaussian
 from sb3_laplace.posteriors import LatentPosterior, make_posterior
 from sb3_laplace.reward_decoder import make_reward_decoder
@@ -111,7 +111,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         # SB3 counts the features of MultiDiscrete observations in numpy integers, which torch's LSTM refuses
         self.features_dim = int(self.features_dim)
         if type(self.action_dist) is CategoricalDistribution:
-            self.action_dist = UncheckedCategorical(self.action_dist.action_dim)
+            self.action_dist = LogSoftmaxCategoricalDistribution(self.action_dist.action_dim)
         own = self._own_parameters
         hidden_size = own["lstm_hidden_size"]
         top_inputs = self.features_dim if own["n_lstm_layers"] == 1 else hidden_size
