@@ -103,6 +103,22 @@ def test_kl_of_different_structures_is_an_error() -> None:
         random_gaussian("full", 2, 3, 0).kl(random_gaussian("diagonal", 2, 3, 0))
 
 
+@pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 64, 100, 129])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 5)])
+def test_cholesky_by_halves_is_torchs(dim: int, batch: tuple[int, ...]) -> None:
+    half = th.randn(*batch, dim, 2 * dim, dtype=th.float64, generator=th.Generator().manual_seed(dim))
+    matrix = half @ half.mT + th.eye(dim, dtype=th.float64)
+    th.testing.assert_close(safe_cholesky(matrix), th.linalg.cholesky(matrix))
+
+
+@pytest.mark.parametrize("where", [0, 20, 60, 99])
+def test_cholesky_by_halves_says_where_it_failed(where: int) -> None:
+    matrix = th.eye(100).expand(2, 3, 100, 100).clone()
+    matrix[1, 2, where, where] = -1.0
+    with pytest.raises(ValueError, match=r"batch entry \(1, 2\) is not positive definite"):
+        safe_cholesky(matrix)
+
+
 def test_cholesky_survives_rounding() -> None:
     """Rank-deficient up to rounding: positive definite on paper, not in float32."""
     direction = th.randn(1, 6, 2)
