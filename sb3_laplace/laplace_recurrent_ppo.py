@@ -410,7 +410,7 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         settings = self._loss_settings()
-        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        parameters = list(self.policy.parameters())
         target_kl = self.target_kl if self._is_on("policy_coef") else None
         logs: dict[str, list[float]] = {}
         continue_training = True
@@ -444,26 +444,15 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             self.logger.record("train/clip_range_vf", settings.clip_range_vf)
 
     def _descend(self, loss: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
-        """One step of the optimizer.
-
-        :param loss: the loss of a minibatch
-        :param parameters: the parameters that learn
-        """
+        """One step of the optimizer."""
         if not loss.requires_grad:
             # All coefficients are zero, as at the end of schedules
             return
-        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-        # Clipped as one vector: three operations, where clip_grad_norm_ takes a few for each parameter
-        flat = th.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-        flat *= (self.max_grad_norm / (flat.norm() + 1e-6)).clamp(max=1.0)
-        begin = 0
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
-                parameter.grad = None
-                continue
-            end = begin + parameter.numel()
-            parameter.grad = flat[begin:end].view_as(parameter)
-            begin = end
+        # What zero_grad() does, without its profiling
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
 
     def _loss_settings(self) -> LossSettings:
