@@ -94,7 +94,9 @@ def ppo_loss(
     # Approximated by the log-probabilities where the distribution has no closed form
     entropy_loss = log_prob.mean() if evaluation.entropy is None else -_valid(evaluation.entropy, samples).mean()
 
-    loss = policy_loss + settings.ent_coef * entropy_loss + settings.vf_coef * value_loss
+    loss = policy_loss + settings.vf_coef * value_loss
+    if settings.ent_coef > 0:
+        loss = loss + settings.ent_coef * entropy_loss
     terms = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
     with th.no_grad():
         # Schulman's low-variance estimate of the reverse KL, http://joschu.net/blog/kl-approx.html

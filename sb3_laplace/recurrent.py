@@ -78,7 +78,8 @@ def run_sequences(
         keep = (1.0 - episode_starts[:, 0]).view(1, n_seq, 1)
         state = tuple(part * keep for part in state)
     if not starts[:, 1:].any():
-        return _run(rnn, inputs.transpose(0, 1).contiguous(), state).transpose(0, 1)
+        # Contiguous: what reads it is three times slower on a transposed view
+        return _run(rnn, inputs.transpose(0, 1).contiguous(), state).transpose(0, 1).contiguous()
 
     starts[:, 0] = True
     # Flat positions of each fragment: sequence * T + step, fragments in order
