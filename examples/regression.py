@@ -47,11 +47,13 @@ def train(method: str, seed: int, timesteps: int) -> LaplaceRecurrentPPO:
             "shared_lstm": True,
             "enable_critic_lstm": False,
             "latent_dim": 64,
-            # What makes the task easy to learn: the query reaches the heads, and x passes a layer before the LSTM
+            # What makes the task easy to learn: the query reaches the heads, x passes two layers before the LSTM,
+            # and the activations are smooth as the functions are
             "head_inputs": ("features",),
             "features_extractor_class": MlpFeatures,
+            "features_extractor_kwargs": {"net_arch": [64, 64], "activation_fn": th.nn.SiLU},
             "net_arch": [128, 128],
-            "activation_fn": th.nn.ReLU,
+            "activation_fn": th.nn.SiLU,
             "ortho_init": False,
             "log_std_init": -1.5,
             **METHODS[method],
