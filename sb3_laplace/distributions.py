@@ -36,10 +36,10 @@ class LogSoftmaxCategorical(Categorical):
 
         :raises ValueError: if a logit is NaN
         """
-        if sample_shape:
-            return super().sample(sample_shape)
         if self.logits.isnan().any():
             raise ValueError(_NOT_FINITE)
+        if sample_shape:
+            return super().sample(sample_shape)
         # The race of exponentials by which multinomial draws too, after it has checked its arguments twice
         return (self.probs / th.empty_like(self.probs).exponential_()).argmax(-1)
 

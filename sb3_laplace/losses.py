@@ -95,6 +95,7 @@ def ppo_loss(
     entropy_loss = log_prob.mean() if evaluation.entropy is None else -_valid(evaluation.entropy, samples).mean()
 
     loss = policy_loss + settings.vf_coef * value_loss
+    # Times 0 its gradient would be computed all the same
     if settings.ent_coef > 0:
         loss = loss + settings.ent_coef * entropy_loss
     terms = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}

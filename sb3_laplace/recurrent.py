@@ -78,7 +78,7 @@ def run_sequences(
         keep = (1.0 - episode_starts[:, 0]).view(1, n_seq, 1)
         state = tuple(part * keep for part in state)
     if not starts[:, 1:].any():
-        # Contiguous: what reads it is three times slower on a transposed view
+        # Contiguous, as the policy reads it flat, and the latent's linear layer is slower on a transposed view
         return _run(rnn, inputs.transpose(0, 1).contiguous(), state).transpose(0, 1).contiguous()
 
     starts[:, 0] = True

@@ -103,7 +103,7 @@ def test_kl_of_different_structures_is_an_error() -> None:
         random_gaussian("full", 2, 3, 0).kl(random_gaussian("diagonal", 2, 3, 0))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 64, 100, 129])
+@pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 64, 65, 100, 129])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 5)])
 def test_cholesky_by_halves_is_torchs(dim: int, batch: tuple[int, ...]) -> None:
     half = th.randn(*batch, dim, 2 * dim, dtype=th.float64, generator=th.Generator().manual_seed(dim))

@@ -160,7 +160,7 @@ class LaplacePosterior(LatentPosterior):
         for block, dense in jacobian.blocks(projection, self._jacobian_dtype):
             dense = dense.to(base.dtype)
             if self.covariance == "diagonal":
-                # In place, as the block is ours: memory of its own for the squares takes ten times as long
+                # In place, as the block is ours: the squares need no memory of their own
                 th.add(base[block], dense.square_().sum(-1), out=precision[block])
             else:
                 th.baddbmm(base[block], dense, dense.mT, out=precision[block])
