@@ -24,8 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 #: Only a learned covariance needs the penalty: without it, it would shrink until the agent is a point
 KL_COEF = {"variational": 1e-4}
 #: Steps of training; a learned covariance takes longer to reach the same error
-TIMESTEPS = {"variational": 4_800_000}
-DEFAULT_TIMESTEPS = 3_200_000
+TIMESTEPS = dict.fromkeys(METHODS, 3_200_000) | {"variational": 4_800_000}
 #: Tried for a posterior after the fact
 PRIOR_STDS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -117,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.command == "train":
-        timesteps = options.timesteps or TIMESTEPS.get(options.method, DEFAULT_TIMESTEPS)
+        timesteps = TIMESTEPS[options.method] if options.timesteps is None else options.timesteps
         train(options.method, options.seed, timesteps).save(options.out / f"{options.method}-{options.seed}")
     else:
         evaluate(options.out, options.functions, options.samples)
