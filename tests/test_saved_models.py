@@ -1,0 +1,38 @@
+"""Agents saved by earlier versions still load, and are the same agents (invariant 6)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+
+SAVED = Path(__file__).parent / "saved"
+
+
+@pytest.mark.parametrize("name", ["before_layout"])
+def test_saved_agent_predicts_the_same(name: str) -> None:
+    """``NAME.zip`` is a model, ``NAME.npz`` what it predicted when it was saved: six steps of two environments."""
+    model = LaplaceRecurrentPPO.load(SAVED / f"{name}.zip", device="cpu")
+    expected = dict(np.load(SAVED / f"{name}.npz"))
+    state = None
+    for t, (obs, starts) in enumerate(zip(expected["observations"], expected["episode_starts"], strict=True)):
+        actions, state = model.predict(obs, state, starts, deterministic=True)
+        posterior = model.policy.posterior(state)
+        np.testing.assert_array_equal(actions, expected["actions"][t])
+        found = {
+            "mean": posterior.mean,
+            "precision": posterior.precision,
+            "entropy": posterior.entropy(),
+            "reward": model.policy.predict_reward(state),
+        }
+        for key, value in found.items():
+            np.testing.assert_allclose(value, expected[key][t], rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_training_of_a_saved_agent_goes_on() -> None:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=2, seed=0)
+    model = LaplaceRecurrentPPO.load(SAVED / "before_layout.zip", env=env, device="cpu")
+    assert model.num_timesteps == 40
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == 60
