@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_laplace import LaplaceRecurrentPPO, MlpFeatures, RegressionEvaluation, evaluate_regression, make_vec_env
-from sb3_laplace.regression_figures import scores
+from sb3_laplace.plots.regression import scores
 
 #: Posterior of each agent, with its arguments
 METHODS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 import sys
 
-from sb3_laplace.cli import main
+from sb3_laplace.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

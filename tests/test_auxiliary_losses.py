@@ -13,8 +13,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
-from sb3_laplace.reward_decoder import RewardDecoder
-from sb3_laplace.step_data import AuxiliaryReader
+from sb3_laplace.algorithm.step_data import AuxiliaryReader
+from sb3_laplace.policies.reward_decoder import RewardDecoder
 from tests.helpers import ACTION_SPACES, RandomEnv
 from tests.test_laplace_recurrent_ppo import POSTERIORS, collect, largest_log_ratio, small_model
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_laplace.buffers import SequenceRolloutBuffer
+from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 

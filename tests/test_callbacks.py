@@ -14,9 +14,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, callbacks, figures, make_vec_env
+from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from sb3_laplace.callbacks import PosteriorEvalCallback
-from sb3_laplace.traces import PosteriorTrace
+from sb3_laplace.callbacks import posterior as callbacks
+from sb3_laplace.evaluation.traces import PosteriorTrace
+from sb3_laplace.plots import traces as figures
 from tests.helpers import RandomEnv
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
@@ -210,8 +212,8 @@ def test_curves_are_means_by_step_of_the_trial(tmp_path: Path, monkeypatch: pyte
 
 
 def test_without_matplotlib_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sb3_laplace.figures", None)
-    monkeypatch.delattr("sb3_laplace.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "sb3_laplace.plots.traces", None)
+    monkeypatch.delattr("sb3_laplace.plots.traces", raising=False)
     model = small_model(tensorboard_log=str(tmp_path))
     with pytest.warns(UserWarning, match="matplotlib is not installed") as messages:
         model.learn(60, callback=PosteriorCallback(figure_freq=1))

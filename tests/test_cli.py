@@ -16,8 +16,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
-from sb3_laplace.cli import load_agent, main, make_env, parse_env_kwargs
-from sb3_laplace.traces import PosteriorTrace
+from sb3_laplace.cli.main import load_agent, main, make_env, parse_env_kwargs
+from sb3_laplace.evaluation.traces import PosteriorTrace
 from tests.helpers import RandomEnv
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
@@ -196,7 +196,7 @@ def test_an_interrupt_before_anything(folder: Path, capsys: pytest.CaptureFixtur
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sb3_laplace.cli.load_agent", interrupted)
+    monkeypatch.setattr("sb3_laplace.cli.main.load_agent", interrupted)
     assert run(folder / "ours.zip", "--env", BANDIT) == 130
     assert capsys.readouterr().err == "sb3-laplace: interrupted\n"
 
@@ -204,8 +204,8 @@ def test_an_interrupt_before_anything(folder: Path, capsys: pytest.CaptureFixtur
 def test_without_matplotlib_all_but_the_report(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "sb3_laplace.figures", None)
-    monkeypatch.delattr("sb3_laplace.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "sb3_laplace.plots.traces", None)
+    monkeypatch.delattr("sb3_laplace.plots.traces", raising=False)
     assert run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path, n_trials=2) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["diagnosis.json", "trace.npz"]
     assert "no report: A report needs matplotlib" in capsys.readouterr().err

@@ -8,10 +8,17 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from sb3_laplace.bootstrap import Estimate, bootstrap
-from sb3_laplace.diagnostics import MIN_TRIALS, NOT_APPLICABLE, NOT_ENOUGH_DATA, UNDECIDED, Diagnosis, diagnose
-from sb3_laplace.trace_recorder import COLUMNS
-from sb3_laplace.traces import PosteriorTrace
+from sb3_laplace.evaluation.bootstrap import Estimate, bootstrap
+from sb3_laplace.evaluation.diagnostics import (
+    MIN_TRIALS,
+    NOT_APPLICABLE,
+    NOT_ENOUGH_DATA,
+    UNDECIDED,
+    Diagnosis,
+    diagnose,
+)
+from sb3_laplace.evaluation.trace_recorder import COLUMNS
+from sb3_laplace.evaluation.traces import PosteriorTrace
 
 DIM = 3
 
@@ -263,7 +270,7 @@ def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
 def test_bootstrap_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
     whole = bootstrap([values], lambda x: x, 100)
-    monkeypatch.setattr("sb3_laplace.bootstrap._CHUNK", 350)
+    monkeypatch.setattr("sb3_laplace.evaluation.bootstrap._CHUNK", 350)
     assert bootstrap([values], lambda x: x, 100) == whole
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch as th
 from torch.distributions import Categorical
 
-from sb3_laplace.distributions import LogSoftmaxCategorical
+from sb3_laplace.policies.distributions import LogSoftmaxCategorical
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])

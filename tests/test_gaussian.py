@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from sb3_laplace.gaussian import (
+from sb3_laplace.posteriors.gaussian import (
     DiagonalGaussian,
     FullGaussian,
     Gaussian,

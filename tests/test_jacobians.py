@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_laplace import jacobians
-from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
+from sb3_laplace.cores import jacobians
+from sb3_laplace.cores.jacobians import HiddenJacobian, hidden_jacobian
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 

@@ -14,7 +14,8 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_laplace import LaplaceRecurrentPPO, calibrate_prior_std, make_vec_env, posthoc
+from sb3_laplace import LaplaceRecurrentPPO, calibrate_prior_std, make_vec_env
+from sb3_laplace.posthoc import convert as posthoc
 from tests.helpers import ACTION_SPACES, CRITICS
 from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, random_vec_env, small_model
 

@@ -11,11 +11,11 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, RegressionEvaluation, evaluate_regression, make_vec_env
-from sb3_laplace.gaussian_mixture import GaussianMixture
-from sb3_laplace.regression import CONTEXTS, _score
-from sb3_laplace.regression_evaluation import METRICS
-from sb3_laplace.regression_limit import bayesian_linear_regression, coefficient_covariance
-from sb3_laplace_envs.fourier_regression import TEST_QUERY_INTERVALS, FourierRegressionVectorEnv, fourier_basis
+from sb3_laplace.evaluation.gaussian_mixture import GaussianMixture
+from sb3_laplace.evaluation.regression import CONTEXTS, _score
+from sb3_laplace.evaluation.regression_evaluation import METRICS
+from sb3_laplace.evaluation.regression_limit import bayesian_linear_regression, coefficient_covariance
+from sb3_laplace_envs.tasks.fourier_regression import TEST_QUERY_INTERVALS, FourierRegressionVectorEnv, fourier_basis
 from tests.helpers import randomize
 
 REGRESSION = "sb3_laplace/FourierRegression-v0"
@@ -79,7 +79,7 @@ def naive_predictions(
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_equals_a_loop_over_functions_and_inputs(posterior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Chunks that end within a function, and one that is not full
-    monkeypatch.setattr("sb3_laplace.regression._ROWS", 4)
+    monkeypatch.setattr("sb3_laplace.evaluation.regression._ROWS", 4)
     model = small_model(**POSTERIORS[posterior])
     evaluation = evaluate_regression(model, **SMALL)
     _check_mse(model, evaluation, None)
@@ -306,7 +306,7 @@ def test_prior_is_that_of_the_tasks() -> None:
 @pytest.mark.parametrize("n", [0, 1, 4, 12])
 def test_limit_against_dense_conditioning(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same posterior from the joint Gaussian of pairs and test values, with more noise to be well conditioned."""
-    monkeypatch.setattr("sb3_laplace.regression_limit._NOISE_STD", 0.1)
+    monkeypatch.setattr("sb3_laplace.evaluation.regression_limit._NOISE_STD", 0.1)
     env = FourierRegressionVectorEnv(3)
     x, y = observe(env, n)
     grid = np.linspace(-1, 1, 9)
@@ -393,7 +393,7 @@ def test_save_and_load(evaluation: RegressionEvaluation, tmp_path: Path) -> None
 @pytest.mark.parametrize("posterior", ["laplace", "point"])
 def test_figures(posterior: str) -> None:
     pytest.importorskip("matplotlib")
-    from sb3_laplace.figures import to_image
+    from sb3_laplace.plots.traces import to_image
 
     evaluation = evaluate_regression(small_model(posterior=posterior), **SMALL)
     functions, scores = evaluation.plot_functions(), evaluation.plot_scores()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sb3_laplace import LaplaceRecurrentPPO, figures, make_vec_env
-from sb3_laplace.diagnostics import diagnose
-from sb3_laplace.report import write_report
-from sb3_laplace.traces import PosteriorTrace, posterior_trace
+from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace.evaluation.diagnostics import diagnose
+from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
+from sb3_laplace.plots import traces as figures
+from sb3_laplace.plots.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ def test_a_point_alone_has_fewer_figures(traces: dict[str, PosteriorTrace], tmp_
 
 
 def test_without_matplotlib(traces: dict[str, PosteriorTrace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sb3_laplace.figures", None)
-    monkeypatch.delattr("sb3_laplace.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "sb3_laplace.plots.traces", None)
+    monkeypatch.delattr("sb3_laplace.plots.traces", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'sb3-laplace\[plots\]'"):
         write_report(tmp_path / "report.html", {}, {})
 

@@ -13,10 +13,11 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, make_vec_env, trial_store
-from sb3_laplace.gaussian import Gaussian
-from sb3_laplace.trace_recorder import COLUMNS
-from sb3_laplace.traces import PosteriorTrace, posterior_trace
+from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace.evaluation import trial_store
+from sb3_laplace.evaluation.trace_recorder import COLUMNS
+from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
+from sb3_laplace.posteriors.gaussian import Gaussian
 from tests.helpers import RandomEnv, randomize
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"

@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import (
 
 import sb3_laplace_envs  # noqa: F401 (registers the tasks)
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
-from sb3_laplace.vec_infos import unbatch, with_final_infos
+from sb3_laplace.vec_env.infos import unbatch, with_final_infos
 
 TASKS = ("sb3_laplace/DirichletBandit-v0", "sb3_laplace/FourierRegression-v0", "sb3_laplace/GridNavigation-v0")
 # What SB3's make_vec_env says of environments without images

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO
-from sb3_laplace.cli import main
+from sb3_laplace.cli.main import main
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS, default_config
 from sb3_laplace.zoo.checkpoints import WholeCheckpointCallback
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
-from sb3_laplace.cli import main
+from sb3_laplace.cli.main import main
 from sb3_laplace.zoo import search_spaces, storage
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS
 from sb3_laplace.zoo.search_spaces import fit_to_configuration, register_search_spaces
@@ -96,7 +96,7 @@ def test_what_is_not_sampled_stays() -> None:
 
 def test_two_processes_share_a_study_that_is_resumed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "from sb3_laplace.zoo import search_spaces as s; s._MAX_ROLLOUT, s._MAX_MINIBATCHES = 64, 2; "
-    command = small + "import sys; from sb3_laplace.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = small + "import sys; from sb3_laplace.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", command, "tune", *TUNE, "--n-trials", "2", *SMALL]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]

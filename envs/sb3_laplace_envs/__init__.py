@@ -12,15 +12,15 @@ few numpy calls.
 
 from gymnasium.envs.registration import register, registry
 
-from sb3_laplace_envs.dirichlet_bandit import DirichletBanditEnv, DirichletBanditVectorEnv
-from sb3_laplace_envs.fourier_regression import (
+from sb3_laplace_envs.tasks.dirichlet_bandit import DirichletBanditEnv, DirichletBanditVectorEnv
+from sb3_laplace_envs.tasks.fourier_regression import (
     TEST_QUERY_INTERVALS,
     FourierRegressionEnv,
     FourierRegressionVectorEnv,
     fourier_basis,
 )
-from sb3_laplace_envs.grid_navigation import GridNavigationEnv, GridNavigationVectorEnv
-from sb3_laplace_envs.trials import TrialEnv, TrialVectorEnv
+from sb3_laplace_envs.tasks.grid_navigation import GridNavigationEnv, GridNavigationVectorEnv
+from sb3_laplace_envs.tasks.trials import TrialEnv, TrialVectorEnv
 
 __all__ = [
     "TEST_QUERY_INTERVALS",
@@ -44,6 +44,6 @@ for _name, _module in (
     if f"sb3_laplace/{_name}-v0" not in registry:
         register(
             id=f"sb3_laplace/{_name}-v0",
-            entry_point=f"sb3_laplace_envs.{_module}:{_name}Env",
-            vector_entry_point=f"sb3_laplace_envs.{_module}:{_name}VectorEnv",
+            entry_point=f"sb3_laplace_envs.tasks.{_module}:{_name}Env",
+            vector_entry_point=f"sb3_laplace_envs.tasks.{_module}:{_name}VectorEnv",
         )

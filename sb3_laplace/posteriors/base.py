@@ -11,7 +11,7 @@ import torch as th
 from torch import nn
 
 from sb3_laplace.checks import check_integer, check_positive
-from sb3_laplace.gaussian import DiagonalGaussian, Gaussian
+from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian
 
 # At the default gain of one |J| is below 0.03 and mu far smaller than the posterior's noise: sampling
 # swamps the latent and learning starts late.

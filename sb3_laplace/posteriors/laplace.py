@@ -6,9 +6,9 @@ import torch as th
 from torch import nn
 
 from sb3_laplace.checks import check_choice, check_integer, check_positive
-from sb3_laplace.gaussian import DiagonalGaussian, FullGaussian, Gaussian
-from sb3_laplace.jacobians import HiddenJacobian, hidden_jacobian
+from sb3_laplace.cores.jacobians import HiddenJacobian, hidden_jacobian
 from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs, StepInputs
+from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 
 
 class LaplacePosterior(LatentPosterior):

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import torch as th
 
-from sb3_laplace.gaussian import DiagonalGaussian, Gaussian, PointMass
 from sb3_laplace.posteriors.base import HiddenStatePosterior
+from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian, PointMass
 
 
 class PointPosterior(HiddenStatePosterior):

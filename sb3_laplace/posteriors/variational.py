@@ -6,8 +6,8 @@ import torch as th
 from torch import nn
 
 from sb3_laplace.checks import check_choice
-from sb3_laplace.gaussian import DiagonalGaussian, Gaussian, RotatedGaussian
 from sb3_laplace.posteriors.base import HiddenStatePosterior
+from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian, RotatedGaussian
 
 # Bounds of the log-variances (reference)
 LOG_VARIANCE_BOUNDS = (-10.0, 2.0)

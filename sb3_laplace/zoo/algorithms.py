@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from rl_zoo3.utils import ALGOS
 
-from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 
 #: Names for ``--algo``. One class: the configuration (or the search space) chooses the posterior.
 OUR_ALGORITHMS = ("laplace_ppo_lstm", "point_ppo_lstm", "vrnn_ppo_lstm")

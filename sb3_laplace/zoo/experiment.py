@@ -23,10 +23,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_laplace.callbacks import PosteriorCallback
+from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.callbacks.posterior import PosteriorCallback
 from sb3_laplace.errors import InputError
-from sb3_laplace.features import MlpFeatures
-from sb3_laplace.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.policies.features import MlpFeatures
 from sb3_laplace.vec_env import make_batched_vec_env
 from sb3_laplace.zoo.algorithms import default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback

@@ -1,0 +1,1 @@
+"""The meta-tasks, one module each, and what they share."""

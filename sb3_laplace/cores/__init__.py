@@ -1,0 +1,1 @@
+"""Recurrent memories: a step, whole sequences and Jacobians with respect to the hidden state."""

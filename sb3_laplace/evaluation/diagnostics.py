@@ -1,0 +1,401 @@
+"""A verdict on an agent's posterior, from a trace: does it learn, settle, claim to know what it knows."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sb3_laplace.checks import check_integer
+from sb3_laplace.evaluation.bootstrap import Estimate, bootstrap
+from sb3_laplace.evaluation.traces import PosteriorTrace
+
+#: Fewest complete trials that a verdict is given on, and fewest steps of a trial to have an early and a late part
+MIN_TRIALS = 30
+MIN_STEPS = 7
+# What has come down by less than a tenth has not gone down
+_LESS = 0.9
+# A ratio above this (below its inverse) is not 1; an interval within the other is close to 1
+_ABOVE_ONE = 1.1
+_CLOSE_TO_ONE = 1.25
+#: Largest difference of a probability that counts as calibrated
+_CLOSE_PROBABILITY = 0.05
+_N_BINS = 10
+_MORE_TRIALS = "More trials are needed to tell."
+
+#: The verdict where there are too few trials, or too short ones
+NOT_ENOUGH_DATA = "not enough data"
+#: The verdict where the trace does not hold what the question is about
+NOT_APPLICABLE = "not applicable"
+#: The verdict where the confidence interval lies on both sides
+UNDECIDED = "undecided"
+
+
+@dataclass
+class Finding:
+    """The answer to one question.
+
+    :param question: the question
+    :param verdict: the answer, one of those that the question's function lists
+    :param numbers: what it rests on, by name
+    :param meaning: what the verdict says, in a sentence
+    """
+
+    question: str
+    verdict: str
+    numbers: dict[str, Estimate]
+    meaning: str
+
+
+@dataclass
+class Diagnosis:
+    """The answers to all questions about an agent.
+
+    :param findings: by name: performance, entropy, consistency, overconfidence, policy_calibration
+    :param n_trials: number of complete trials that they rest on
+    :param confidence_level: of the intervals
+    :param settings: those of the trace
+    """
+
+    findings: dict[str, Finding]
+    n_trials: int
+    confidence_level: float
+    settings: dict[str, Any]
+
+    def table(self) -> str:
+        """The verdicts as a table of text, each with its numbers below."""
+        width = max(len(finding.question) for finding in self.findings.values())
+        lines = []
+        for finding in self.findings.values():
+            lines.append(f"{finding.question:<{width}}  {finding.verdict.upper()}")
+            shown = [(name, number) for name, number in finding.numbers.items() if math.isfinite(number.value)]
+            lines += [f"    {name.replace('_', ' '):<{width - 4}}  {number}" for name, number in shown]
+            lines.append(f"    {finding.meaning}")
+        level = f"{100 * self.confidence_level:g}%"
+        lines.append(f"({self.n_trials} complete trials; {level} bootstrap confidence intervals over trials)")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in what JSON can hold; numbers that do not exist are None."""
+        result = asdict(self)
+        for name, finding in self.findings.items():
+            result["findings"][name]["numbers"] = {
+                key: {part: value if math.isfinite(value) else None for part, value in number._asdict().items()}
+                for key, number in finding.numbers.items()
+            }
+        return result
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write :meth:`to_dict` as JSON.
+
+        :param path: the file
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=2)
+
+
+def diagnose(
+    trace: PosteriorTrace, n_bootstrap: int = 1000, confidence_level: float = 0.95, seed: int = 0
+) -> Diagnosis:
+    """Judge an agent's posterior by what it did in a trace.
+
+    Each question has a function whose docstring defines its verdicts: :func:`judge_performance`,
+    :func:`judge_entropy`, :func:`judge_consistency`, :func:`judge_overconfidence` and
+    :func:`judge_policy_calibration`. Confidence intervals are percentiles of a bootstrap over trials, which
+    are independent (the steps of one are not). Only complete trials of at least :data:`MIN_STEPS` steps
+    count, and there is no verdict on fewer than :data:`MIN_TRIALS`. The first step of a trial, before which
+    nothing was observed, is left out of everything about changes: there q_{t-1} is the prior, whose mean is
+    no estimate. The early part of a trial is the first third of the other steps, the late part the last.
+
+    :param trace: the trace
+    :param n_bootstrap: number of bootstrap resamples
+    :param confidence_level: of the confidence intervals, between 0 and 1
+    :param seed: of the resampling
+    :raises ValueError: if an argument is out of range
+    """
+    check_integer("n_bootstrap", n_bootstrap, minimum=100)
+    if not 0.0 < confidence_level < 1.0:
+        raise ValueError(f"confidence_level must lie between 0 and 1, got {confidence_level!r}.")
+    data = Trials(trace, n_bootstrap, confidence_level, seed)
+    judges = {
+        "performance": judge_performance,
+        "entropy": judge_entropy,
+        "consistency": judge_consistency,
+        "overconfidence": judge_overconfidence,
+        "policy_calibration": judge_policy_calibration,
+    }
+    findings = {name: judge(data) for name, judge in judges.items()}
+    return Diagnosis(findings, data.n_trials, confidence_level, trace.settings)
+
+
+class Trials:
+    """The trials of a trace that count, their parts, and the bootstrap over them."""
+
+    def __init__(self, trace: PosteriorTrace, n_bootstrap: int, confidence_level: float, seed: int) -> None:
+        self.trace = trace
+        self._chosen = trace.complete & (trace.lengths >= MIN_STEPS)
+        self.n_trials = int(self._chosen.sum())
+        self.enough = self.n_trials >= MIN_TRIALS
+        self._lengths = trace.lengths[self._chosen, None]
+        self._bootstrap = (n_bootstrap, confidence_level, seed)
+        steps = np.arange(trace.n_steps)
+        third = (self._lengths - 1) // 3
+        #: Which steps are in which part of a trial, each of shape (n_trials, T)
+        self.parts = {
+            "all": (steps >= 1) & (steps < self._lengths),
+            "early": (steps >= 1) & (steps <= third),
+            "late": (steps >= self._lengths - third) & (steps < self._lengths),
+        }
+
+    def get(self, array: np.ndarray) -> np.ndarray:
+        """The rows of an array of the trace that count, in double precision."""
+        return array[self._chosen].astype(np.float64)
+
+    def exists(self, array: np.ndarray | None) -> bool:
+        """Whether the array has a number in every step of the trials that count."""
+        return array is not None and bool(np.isfinite(self.get(array)[self.parts["all"]]).all())
+
+    def sum(self, values: np.ndarray, part: str) -> np.ndarray:
+        """Sums over a part of each trial, shape (n_trials,)."""
+        return np.where(self.parts[part], values, 0.0).sum(1)
+
+    def mean(self, values: np.ndarray, part: str) -> np.ndarray:
+        """Means over a part of each trial, shape (n_trials,)."""
+        return self.sum(values, part) / self.parts[part].sum(1)
+
+    def estimate(self, columns: list[np.ndarray], statistic: Callable[..., np.ndarray]) -> Estimate:
+        """A function of averages over trials, see :func:`~sb3_laplace.evaluation.bootstrap.bootstrap`."""
+        return bootstrap(columns, statistic, *self._bootstrap)
+
+    def average(self, column: np.ndarray) -> Estimate:
+        """The average over trials."""
+        return self.estimate([column], lambda x: x)
+
+    def ratio(self, above: np.ndarray, below: np.ndarray) -> Estimate:
+        """Ratio of the sums over trials."""
+        return self.estimate([above, below], lambda x, y: x / y)
+
+    def no_verdict(self, question: str) -> Finding:
+        return Finding(
+            question,
+            NOT_ENOUGH_DATA,
+            {},
+            f"A verdict takes {MIN_TRIALS} complete trials of at least {MIN_STEPS} steps, here are {self.n_trials}.",
+        )
+
+
+def judge_performance(data: Trials) -> Finding:
+    """Does the agent do better late in a trial than early?
+
+    ``change``: regret per step where the environment reports one (else reward per step), averaged over the
+    late part less over the early part. ``early`` and ``late`` are the two averages.
+
+    - *yes*: the interval of the change lies on the better side of 0
+    - *no*: it does not, and excludes an improvement by more than 10% of the early average
+    - *undecided*: neither
+    """
+    question = "Does it do better late in a trial?"
+    if not data.enough:
+        return data.no_verdict(question)
+    has_regret = data.exists(data.trace.regret)
+    name = "regret" if has_regret else "reward"
+    values = data.get(data.trace.regret if has_regret else data.trace.reward)  # type: ignore[arg-type]
+    early, late = data.mean(values, "early"), data.mean(values, "late")
+    numbers = {
+        f"{name}_per_step_early": data.average(early),
+        f"{name}_per_step_late": data.average(late),
+        "change": data.average(late - early),
+    }
+    sign = -1.0 if has_regret else 1.0
+    # The ends of the interval as improvements
+    least, most = sorted((sign * numbers["change"].low, sign * numbers["change"].high))
+    if least > 0:
+        return Finding(question, "yes", numbers, f"The {name} per step improves within a trial.")
+    if most <= 0.1 * abs(early.mean()):
+        return Finding(question, "no", numbers, f"The {name} per step does not improve within a trial.")
+    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+
+
+def judge_entropy(data: Trials) -> Finding:
+    """Does the posterior's entropy fall within a trial?
+
+    ``early`` and ``late``: change of H(q_t) over the early (late) part of a trial divided by its number of
+    steps, in nats per step.
+
+    - *falls and levels off*: the early interval lies below 0, and that of late / early below 0.9
+    - *falls, then rises*: the early interval lies below 0, the late one above 0
+    - *falls steadily*: the early interval lies below 0, and none of the above
+    - *does not fall*: the early interval does not lie below 0
+    - *not applicable*: the posterior has no entropy (a point)
+
+    A Markov posterior's entropy falls by construction: whether it *should* is the question of
+    :func:`judge_overconfidence`.
+    """
+    question = "Does entropy fall?"
+    if not data.enough:
+        return data.no_verdict(question)
+    if not data.exists(data.trace.entropy):
+        return Finding(question, NOT_APPLICABLE, {}, "The posterior has no entropy.")
+    entropy = data.get(data.trace.entropy)
+    changes = np.diff(entropy, axis=1, prepend=np.nan)
+    early, late = data.mean(changes, "early"), data.mean(changes, "late")
+    numbers = {"nats_per_step_early": data.average(early), "nats_per_step_late": data.average(late)}
+    if not numbers["nats_per_step_early"].high < 0:
+        return Finding(question, "does not fall", numbers, "The belief does not sharpen early in a trial.")
+    if numbers["nats_per_step_late"].low > 0:
+        return Finding(question, "falls, then rises", numbers, "The belief sharpens early in a trial and blurs late.")
+    if data.ratio(late, early).high < _LESS:
+        meaning = "The belief sharpens early in a trial and more slowly late."
+        return Finding(question, "falls and levels off", numbers, meaning)
+    return Finding(question, "falls steadily", numbers, "The belief sharpens late in a trial no less than early.")
+
+
+def judge_consistency(data: Trials) -> Finding:
+    """Does KL(q_t || q_{t-1}) go down within a trial? (The paper's consistency.)
+
+    ``mean_part_ratio``, ``covariance_part_ratio``: the KL's mean (covariance) part averaged over the late part
+    of trials, divided by its average over the early part.
+
+    - *consistent*: the intervals of both ratios lie below 0.9
+    - *inconsistent*: the interval of a ratio does not reach below 0.9: successive posteriors differ late as
+      much as early
+    - *undecided*: neither
+    - *not applicable*: the posterior has no KL (a point)
+
+    A part that is zero throughout (the covariance part of a constant variance) has no ratio and does not count.
+    """
+    question = "Do successive posteriors settle?"
+    if not data.enough:
+        return data.no_verdict(question)
+    if not data.exists(data.trace.kl_mean) or not data.exists(data.trace.kl_covariance):
+        return Finding(question, NOT_APPLICABLE, {}, "There is no KL divergence between points.")
+    numbers = {}
+    for name, array in (("mean_part", data.trace.kl_mean), ("covariance_part", data.trace.kl_covariance)):
+        values = data.get(array)
+        numbers[f"{name}_ratio"] = data.ratio(data.mean(values, "late"), data.mean(values, "early"))
+    ratios = {name: ratio for name, ratio in numbers.items() if math.isfinite(ratio.value)}
+    rising = [name.removesuffix("_ratio").replace("_", " ") for name, ratio in ratios.items() if ratio.low >= _LESS]
+    if rising:
+        meaning = f"No decline within a trial of the KL's {' and '.join(rising)}."
+        return Finding(question, "inconsistent", numbers, meaning)
+    if ratios and all(ratio.high < _LESS for ratio in ratios.values()):
+        return Finding(question, "consistent", numbers, "Successive posteriors differ less and less within a trial.")
+    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+
+
+def judge_overconfidence(data: Trials) -> Finding:
+    """Does the posterior move as much as it claims to learn?
+
+    Under a correct Bayesian update the posterior mean is a martingale, and
+    ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. So with
+    ``d_t = (m_t - m_{t-1})^T Lambda_{t-1} (m_t - m_{t-1}) / D`` and ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D`` the
+    ratio ``sum d_t / sum e_t``, over trials and a range of steps, is 1. (It does not depend on the units of the
+    latent, but does on the prior: one too narrow makes every move too large.)
+
+    ``moved_to_claimed`` is the ratio over all steps but the first, ``_early`` and ``_late`` over the parts.
+
+    - *overconfident*: the interval lies above 1.1: the mean moves more than the precision allows
+    - *underconfident*: it lies below 1 / 1.1
+    - *calibrated*: neither, and the interval is within a factor 1.25 of 1
+    - *undecided*: none of these
+    - *not applicable*: the posterior has no precision (a point), or claims to learn nothing (sum e_t is not
+      positive: a constant variance)
+    """
+    question = "Is the posterior overconfident?"
+    if not data.enough:
+        return data.no_verdict(question)
+    if not data.exists(data.trace.kl_mean) or not data.exists(data.trace.expected_move):
+        return Finding(question, NOT_APPLICABLE, {}, "The posterior has no precision.")
+    moved, claimed = data.get(data.trace.move), data.get(data.trace.expected_move)
+    if not data.average(data.sum(claimed, "all")).low > 1e-9:
+        return Finding(
+            question, NOT_APPLICABLE, {}, "The precision does not grow: the posterior claims to learn nothing."
+        )
+    numbers = {
+        name: data.ratio(data.sum(moved, part), data.sum(claimed, part))
+        for name, part in (
+            ("moved_to_claimed", "all"),
+            ("moved_to_claimed_early", "early"),
+            ("moved_to_claimed_late", "late"),
+        )
+    }
+    ratio = numbers["moved_to_claimed"]
+    if ratio.low > _ABOVE_ONE:
+        return Finding(
+            question, "overconfident", numbers, "The belief moves more than its precision (or prior) allows."
+        )
+    if ratio.high < 1 / _ABOVE_ONE:
+        return Finding(question, "underconfident", numbers, "The belief moves less than it claims to learn.")
+    if ratio.low > 1 / _CLOSE_TO_ONE and ratio.high < _CLOSE_TO_ONE:
+        return Finding(question, "calibrated", numbers, "The belief moves as much as it claims to learn.")
+    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+
+
+def judge_policy_calibration(data: Trials) -> Finding:
+    """Is the policy, averaged over draws from the posterior, as sure as it is right?
+
+    Discrete actions, where the environment reports a regret: ``confidence`` is the mean probability of the
+    action taken, ``accuracy`` how often that action was the best (no regret), ``gap`` their difference.
+    Choosing each action with the probability that it is the best (Thompson sampling) has a gap of 0; a greedy
+    policy is overconfident by this measure, and may earn more for it. ``calibration_error`` is the mean of the
+    gaps' sizes over 10 bins of confidence.
+
+    One continuous action, where the environment reports a target: ``coverage_50`` and ``coverage_90`` are how
+    often the target lies in the central 50% (90%) of the predictions for draws from the posterior, ``gap``
+    is 0.9 - coverage_90.
+
+    - *overconfident*: the interval of the gap lies above 0.05
+    - *underconfident*: it lies below -0.05
+    - *calibrated*: it lies between these
+    - *undecided*: none of these
+    - *not applicable*: there is neither a regret nor a target
+    """
+    question = "Is the policy as sure as it is right?"
+    if not data.enough:
+        return data.no_verdict(question)
+    trace = data.trace
+    if data.exists(trace.regret) and data.exists(trace.confidence):
+        numbers = _confidence_and_accuracy(data)
+    elif data.exists(trace.target_quantile):
+        distance = np.abs(data.get(trace.target_quantile) - 0.5)
+        numbers = {
+            "coverage_50": data.average(data.mean(distance < 0.25, "all")),
+            "coverage_90": data.average(data.mean(distance < 0.45, "all")),
+            "gap": data.average(0.9 - data.mean(distance < 0.45, "all")),
+        }
+    else:
+        return Finding(question, NOT_APPLICABLE, {}, "The environment reports neither a regret nor a target.")
+    gap = numbers["gap"]
+    if gap.low > _CLOSE_PROBABILITY:
+        return Finding(question, "overconfident", numbers, "The policy is surer than it is right.")
+    if gap.high < -_CLOSE_PROBABILITY:
+        return Finding(question, "underconfident", numbers, "The policy is less sure than it is right.")
+    if gap.low > -_CLOSE_PROBABILITY and gap.high < _CLOSE_PROBABILITY:
+        return Finding(question, "calibrated", numbers, "The policy is as sure as it is right.")
+    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+
+
+def _confidence_and_accuracy(data: Trials) -> dict[str, Estimate]:
+    confidence = data.get(data.trace.confidence)
+    regret: Any = data.trace.regret
+    is_best = (data.get(regret) < 1e-6).astype(np.float64)
+    bins = reliability_bins(confidence)
+    gaps = [data.mean((confidence - is_best) * (bins == b), "all") for b in range(_N_BINS)]
+    return {
+        "confidence": data.average(data.mean(confidence, "all")),
+        "accuracy": data.average(data.mean(is_best, "all")),
+        "gap": data.average(data.mean(confidence - is_best, "all")),
+        "calibration_error": data.estimate(gaps, lambda *means: np.abs(means).sum(0)),
+    }
+
+
+def reliability_bins(confidence: np.ndarray) -> np.ndarray:
+    """Index of the bin that each probability falls into, -1 for NaN.
+
+    :param confidence: probabilities, any shape
+    """
+    bins = np.clip(np.nan_to_num(confidence, nan=-1.0) * _N_BINS, -1, _N_BINS - 1)
+    return np.floor(bins).astype(np.int64)

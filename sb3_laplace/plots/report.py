@@ -1,0 +1,209 @@
+"""One self-contained HTML file that shows what an agent's posterior does, and the verdict on it."""
+
+import html
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sb3_laplace.evaluation.diagnostics import Diagnosis
+from sb3_laplace.evaluation.traces import PosteriorTrace
+from sb3_laplace.version import __version__
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
+  margin: 0 auto; max-width: 1180px; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 0.75rem; }
+p { max-width: 46rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 0.93rem; }
+th, td { text-align: left; vertical-align: top; padding: 0.5rem 0.75rem 0.5rem 0; border-bottom: 1px solid #ddd; }
+th { font-weight: 600; }
+td { overflow-wrap: anywhere; min-width: 9.5rem; }
+.verdict { display: inline-block; padding: 0.05rem 0.5rem; border-radius: 0.6rem; font-weight: 600;
+  background: #e8e8e8; }
+.good { background: #d5efe2; color: #0b4f33; }
+.bad { background: #fbe0d3; color: #7a2c05; }
+.numbers { color: #555; font-size: 0.85rem; font-variant-numeric: tabular-nums; margin-top: 0.25rem; }
+.numbers span { display: inline-block; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
+.examples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 560px)); }
+figure { margin: 0; }
+figure img { width: 100%; height: auto; display: block; }
+figcaption { font-size: 0.85rem; color: #444; margin-top: 0.25rem; }
+footer { margin: 2rem 0 1rem; color: #666; font-size: 0.85rem; }
+"""
+_GOOD = {"yes", "falls and levels off", "consistent", "calibrated"}
+_BAD = {"no", "does not fall", "inconsistent", "overconfident", "underconfident"}
+
+#: Name of the function of :mod:`sb3_laplace.plots.traces`, title and caption of each figure that shows all agents
+_FIGURES = (
+    (
+        "performance",
+        "Cumulative regret, or reward",
+        "What the agent loses against always acting best, summed from the trial's start (flat once it has learned its "
+        "task); the reward of each step where no regret is known.",
+    ),
+    ("entropy", "Entropy", "How wide the belief is. A Markov posterior's entropy can only fall."),
+    (
+        "kl_mean",
+        "KL between successive posteriors: mean part",
+        "How far the mean moves at each step, in standard deviations. It should go down as evidence adds up.",
+    ),
+    (
+        "kl_covariance",
+        "KL between successive posteriors: covariance part",
+        "How much the shape of the belief changes at each step.",
+    ),
+    (
+        "moves",
+        "Moved and claimed",
+        "How far the mean moves, and how far it would if the precision were right. Moved above claimed: "
+        "overconfident; below: underconfident.",
+    ),
+    (
+        "calibration",
+        "Calibration of the policy",
+        "Of discrete actions: how often the action taken was the best, by the probability that the policy gave it "
+        "(larger dots: more steps). On the dotted line the policy is as sure as it is right. Of predictions: where "
+        "their targets fall among them; flat if they are calibrated, U-shaped if overconfident.",
+    ),
+    ("action_entropy", "Entropy of the actions", "How much the agent still explores."),
+    ("jacobian_norm", "Norm of the Jacobian", "How much each step adds to the precision."),
+)
+
+
+def write_report(
+    path: str | os.PathLike, traces: Mapping[str, PosteriorTrace], diagnoses: Mapping[str, Diagnosis]
+) -> None:
+    """Write the verdicts and figures of one or several agents into one HTML file.
+
+    Figures are embedded, there are no scripts, and nothing is loaded from elsewhere.
+
+    :param path: the file
+    :param traces: traces by the agents' names
+    :param diagnoses: diagnoses by the same names
+    :raises ImportError: if matplotlib is not installed
+    """
+    try:
+        from sb3_laplace.plots import traces as figures
+    except ImportError as error:
+        raise ImportError("A report needs matplotlib: pip install 'sb3-laplace[plots]'.") from error
+    parts = []
+    for name, title, caption in _FIGURES:
+        figure = getattr(figures, name)(traces)
+        if figure is not None:
+            parts.append(_figure(title, caption, figures.to_data_uri(figure)))
+    examples = []
+    for name, trace in traces.items():
+        figure = figures.example_trials(trace)
+        if figure is not None:
+            title = "Example trials" if len(traces) == 1 else f"Example trials: {name}"
+            caption = (
+                "The posterior projected on the two leading axes of its means: a point for each mean, from the "
+                "square on; ellipses of one standard deviation at steps ever further apart (hard to see if the belief "
+                "moves by many of them)."
+            )
+            examples.append(_figure(title, caption, figures.to_data_uri(figure)))
+    names = ", ".join(traces)
+    page = "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(names)}: posterior report</title>",
+            f"<style>{_STYLE}</style></head><body>",
+            f"<h1>{html.escape(names)}</h1>",
+            f"<p>{html.escape(_summary(traces))}</p>",
+            "<h2>Verdict</h2>",
+            _verdicts(diagnoses),
+            "<h2>Within a trial</h2>",
+            "<p>Lines are means over trials, bands the middle half of the trials.</p>",
+            f'<div class="figures">{"".join(parts)}</div>',
+            *(
+                ["<h2>Example trials</h2>", f'<div class="figures examples">{"".join(examples)}</div>']
+                if examples
+                else []
+            ),
+            "<h2>Settings</h2>",
+            _settings(traces),
+            f"<footer>sb3-laplace {html.escape(__version__)}</footer>",
+            "</body></html>\n",
+        )
+    )
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(page)
+
+
+def _summary(traces: Mapping[str, PosteriorTrace]) -> str:
+    first = next(iter(traces.values()))
+    env = first.settings.get("env", "an unnamed environment")
+    played = ", ".join(
+        f"{trace.complete.sum()} trials"
+        + (" (interrupted)" if trace.interrupted else "")
+        + ("" if len(traces) == 1 else f" of {name}")
+        for name, trace in traces.items()
+    )
+    return f"{played[0].upper()}{played[1:]}, of up to {max(t.n_steps for t in traces.values())} steps each, on {env}."
+
+
+def _verdicts(diagnoses: Mapping[str, Diagnosis]) -> str:
+    """The verdicts as a table, a row for each question and a column for each agent."""
+    names = list(diagnoses)
+    first = diagnoses[names[0]]
+    head = "".join(
+        f"<th>{html.escape(name)}</th>" for name in ("Question", *(names if len(names) > 1 else ("Verdict",)))
+    )
+    rows = []
+    for key, finding in first.findings.items():
+        cells = "".join(f"<td>{_verdict(diagnoses[name], key)}</td>" for name in names)
+        rows.append(f"<tr><td>{html.escape(finding.question)}</td>{cells}</tr>")
+    level = f"{100 * first.confidence_level:g}%"
+    note = f"In brackets: {level} confidence intervals (bootstrap over trials)."
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div><p class="numbers">{note}</p>'
+
+
+def _verdict(diagnosis: Diagnosis, key: str) -> str:
+    finding = diagnosis.findings[key]
+    kind = "good" if finding.verdict in _GOOD else "bad" if finding.verdict in _BAD else ""
+    numbers = "<br>".join(
+        f"<span>{html.escape(name.replace('_', ' '))}:&nbsp;</span><span>{number}</span>"
+        for name, number in finding.numbers.items()
+        if str(number) != "-"
+    )
+    return (
+        f'<span class="verdict {kind}">{html.escape(finding.verdict)}</span><div>{html.escape(finding.meaning)}</div>'
+        f'<div class="numbers">{numbers}</div>'
+    )
+
+
+def _settings(traces: Mapping[str, PosteriorTrace]) -> str:
+    """The settings as a table, a column for each agent."""
+    names = list(traces)
+    keys = list(dict.fromkeys(key for trace in traces.values() for key in trace.settings))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names))
+    rows = "".join(
+        f"<tr><th>{html.escape(key.replace('_', ' '))}</th>"
+        + "".join(f"<td>{html.escape(_text(traces[name].settings.get(key)))}</td>" for name in names)
+        + "</tr>"
+        for key in keys
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items()) or "default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _figure(title: str, caption: str, source: str) -> str:
+    title, caption = html.escape(title), html.escape(caption)
+    return (
+        f'<figure><img src="{source}" alt="{title}. {caption}">'
+        f"<figcaption><b>{title}.</b> {caption}</figcaption></figure>"
+    )

@@ -1,0 +1,1 @@
+"""Bayesian after the fact: conversion of trained agents, and calibration of their posteriors."""

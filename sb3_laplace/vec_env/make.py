@@ -1,0 +1,115 @@
+"""``make_vec_env``: SB3's, with a batched environment where the id has one."""
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common import env_util
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_laplace.vec_env.gymnasium_vec_env import GymnasiumVecEnv
+
+
+def make_vec_env(
+    env_id: str | Callable[..., gym.Env],
+    n_envs: int = 1,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv | SubprocVecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+) -> VecEnv:
+    """
+    SB3's ``make_vec_env``, with a batched environment where the id has one.
+
+    The batched form (:class:`GymnasiumVecEnv`) is used if ``env_id`` is registered with a
+    ``vector_entry_point`` that takes ``env_kwargs`` and costs no ignored steps (no ``NEXT_STEP`` autoreset),
+    and nothing is asked of single environments: no ``wrapper_class``, ``vec_env_cls``, ``vec_env_kwargs`` or
+    ``monitor_kwargs``. It writes one file into ``monitor_dir``, ``start_index``.monitor.csv, for all
+    environments. Otherwise SB3's ``make_vec_env`` is called.
+
+    :param env_id: the env ID, the env class or a callable returning an env
+    :param n_envs: the number of environments
+    :param seed: the initial seed: environment i is seeded with ``seed + i`` at its first reset
+    :param start_index: shifts the seed of the action space and the names of the monitor files (but, as
+        in SB3, not the seeds of the environments)
+    :param monitor_dir: folder of the monitor files, None for no files
+    :param wrapper_class: wrapper for each environment, or function that wraps it
+    :param env_kwargs: keyword arguments of the env constructor
+    :param vec_env_cls: a ``VecEnv`` class of single environments
+    :param vec_env_kwargs: keyword arguments of ``vec_env_cls``
+    :param monitor_kwargs: keyword arguments of ``Monitor``
+    :param wrapper_kwargs: keyword arguments of ``wrapper_class``
+    :return: The environment, with episode statistics in ``info["episode"]``
+    :raises ValueError: If ``n_envs`` is below 1
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+    if isinstance(env_id, str) and not (wrapper_class or vec_env_cls or vec_env_kwargs or monitor_kwargs):
+        venv = make_batched_vec_env(env_id, n_envs, seed, start_index, monitor_dir, env_kwargs)
+        if venv is not None:
+            return venv
+    return env_util.make_vec_env(
+        env_id,
+        n_envs=n_envs,
+        seed=seed,
+        start_index=start_index,
+        monitor_dir=monitor_dir,
+        wrapper_class=wrapper_class,
+        env_kwargs=env_kwargs,
+        vec_env_cls=vec_env_cls,
+        vec_env_kwargs=vec_env_kwargs,
+        monitor_kwargs=monitor_kwargs,
+        wrapper_kwargs=wrapper_kwargs,
+    )
+
+
+def make_batched_vec_env(
+    env_id: str,
+    n_envs: int,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+) -> GymnasiumVecEnv | None:
+    """
+    The batched form of :func:`make_vec_env`, whose parameters these are.
+
+    :return: The environment, None where the id has no batched form that does all that single ones would
+    """
+    env = _make_batched(env_id, n_envs, env_kwargs or {})
+    if env is None:
+        return None
+    venv = GymnasiumVecEnv(env, filename=None if monitor_dir is None else os.path.join(monitor_dir, str(start_index)))
+    if seed is not None:
+        venv.action_space.seed(seed + start_index)
+    venv.seed(seed)
+    return venv
+
+
+def _make_batched(env_id: str, n_envs: int, env_kwargs: dict[str, Any]) -> VectorEnv | None:
+    """The batched environment of an id, None where it has none that does all that single ones would."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gym.registry.get(name)
+    if spec is None or spec.vector_entry_point is None or spec.additional_wrappers:
+        return None
+    # Like SB3, with images where the environment can. Only the constructor knows whether it takes the arguments.
+    for kwargs in ({"render_mode": "rgb_array", **env_kwargs}, env_kwargs):
+        try:
+            env = gym.make_vec(name, n_envs, vectorization_mode="vector_entry_point", **kwargs)
+        except TypeError:
+            continue
+        if env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP) != AutoresetMode.NEXT_STEP:
+            return env
+        env.close()
+        break
+    return None
