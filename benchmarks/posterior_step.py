@@ -58,7 +58,7 @@ class StepCaseInputs:
             posterior_kwargs={"covariance": case.covariance},
             lstm_hidden_size=case.hidden_size,
         ).to(device)
-        self.rnn, self.layer = policy.lstm_actor, policy.latent_layer
+        self.core, self.layer = policy.lstm_actor, policy.latent_layer
         self.is_diagonal = case.covariance == "diagonal"
         generator = th.Generator().manual_seed(0)
 
@@ -67,6 +67,7 @@ class StepCaseInputs:
 
         self.inputs = random(_N_FEATURES)
         self.previous_hidden, self.hidden, self.cell = (random(case.hidden_size) for _ in range(3))
+        self.core_state = (self.hidden.unsqueeze(0), self.cell.unsqueeze(0))
         self.starts = th.zeros(case.n_envs, device=device)
         self.state = self.layer.initial_state(case.n_envs)
         self.precision = self.layer.from_state(self.previous_hidden, self.state).precision
@@ -75,7 +76,9 @@ class StepCaseInputs:
     def step(self) -> PosteriorStep:
         """Ours: from the updated recurrent state to q_t, as in a rollout."""
         return self.layer.step(
-            StepInputs(self.rnn, self.inputs, self.previous_hidden, (self.hidden, self.cell), self.state, self.starts)
+            StepInputs(
+                self.core, self.inputs, self.previous_hidden, self.hidden, self.core_state, self.state, self.starts
+            )
         )
 
     @th.inference_mode()
@@ -88,7 +91,7 @@ class StepCaseInputs:
     @th.no_grad()
     def autodiff_precision(self) -> th.Tensor:
         """The precision of q_t with J by forward-mode autodiff, vectorised over the batch."""
-        weights = self.rnn.all_weights[0]
+        weights = self.core.all_weights[0]
 
         def latent(hidden: th.Tensor, inputs: th.Tensor, cell: th.Tensor) -> th.Tensor:
             state = (hidden.unsqueeze(0), cell.unsqueeze(0))

@@ -8,6 +8,7 @@ import sys
 import sb3_laplace_envs  # noqa: F401  (registers the environments)
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.callbacks import PosteriorCallback, PosteriorEvalCallback
+from sb3_laplace.cores import Core, CoreState
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.regression import evaluate_regression
 from sb3_laplace.evaluation.regression_evaluation import RegressionEvaluation
@@ -32,6 +33,8 @@ sys.modules["sb3_laplace.features"] = sys.modules["sb3_laplace.policies.features
 __all__ = [
     "Calibration",
     "ConstantVariancePosterior",
+    "Core",
+    "CoreState",
     "Diagnosis",
     "GymnasiumVecEnv",
     "HiddenStatePosterior",

@@ -84,14 +84,14 @@ def test_scalars_are_the_means_over_the_rollout(posterior: str) -> None:
     logged = recorder.posterior
     steps = recorder.steps
     with th.inference_mode():
-        parts = [step.posterior.kl_parts(step.prior) for step in steps]
+        parts = [step.posterior.kl_parts(step.previous) for step in steps]
         expected = {
             "entropy": np.array([step.posterior.entropy().numpy() for step in steps]),
             "kl_mean": np.array([part.mean.numpy() for part in parts]),
             "kl_covariance": np.array([part.covariance.numpy() for part in parts]),
             "variance_max": np.array([step.posterior.variance.amax(-1).numpy() for step in steps]),
             "variance_min": np.array([step.posterior.variance.amin(-1).numpy() for step in steps]),
-            "mean_step": np.array([(step.posterior.mean - step.prior.mean).norm(dim=-1).numpy() for step in steps]),
+            "mean_step": np.array([(step.posterior.mean - step.previous.mean).norm(dim=-1).numpy() for step in steps]),
         }
     expected["kl"] = expected["kl_mean"] + expected["kl_covariance"]
     starts = np.array(recorder.starts)
@@ -113,8 +113,8 @@ def test_moved_to_claimed() -> None:
     model.learn(10, callback=[PosteriorCallback(n_watched=2), recorder])
     moved = claimed = 0.0
     for step, starts in zip(recorder.steps, recorder.starts, strict=True):
-        difference = (step.posterior.mean - step.prior.mean).double()
-        precision = step.prior.precision.double()
+        difference = (step.posterior.mean - step.previous.mean).double()
+        precision = step.previous.precision.double()
         d = th.einsum("ni,nij,nj->n", difference, precision, difference) / 6
         e = 1 - (precision @ step.posterior.covariance.double()).diagonal(dim1=1, dim2=2).sum(1) / 6
         moved += float(d[~starts].sum())

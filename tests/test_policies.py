@@ -13,6 +13,8 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, MlpFeatures
+from sb3_laplace.policies.types import RecurrentState, RecurrentStates
+from sb3_laplace.posteriors.laplace import LaplaceState
 from tests.helpers import ACTION_SPACES, CRITICS, make_policy, randomize
 
 BOX = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -32,8 +34,8 @@ def pair(action_space: spaces.Space, **kwargs: Any) -> tuple[LaplaceLstmPolicy, 
     return ours, theirs
 
 
-def point_states(states: RNNStates) -> RNNStates:
-    return RNNStates(states.pi[:2], states.vf[:2])
+def point_states(states: RecurrentStates) -> RNNStates:
+    return RNNStates(states.pi.core, states.vf.core)
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -54,7 +56,7 @@ def test_same_agent_as_recurrent_ppo(critic: str, layers: int, space: str) -> No
             a, v, logp, our_states = ours(observations[t], our_states, starts[t], deterministic=True)
             a2, v2, logp2, their_states = theirs(observations[t], their_states, starts[t], deterministic=True)
         actions.append(a)
-        for mine, other in ((a, a2), (v, v2), (logp, logp2), (our_states.pi[0], their_states.pi[0])):
+        for mine, other in ((a, a2), (v, v2), (logp, logp2), (our_states.pi.core[0], their_states.pi[0])):
             th.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
     # Whole sequences, resets anywhere
     arguments = (observations.transpose(0, 1).flatten(0, 1), th.stack(actions, 1).flatten(0, 1), first)
@@ -110,10 +112,10 @@ def test_nothing_leaks(kwargs: dict[str, Any], seed: int, reset_at: int) -> None
     def play(columns: slice, steps: range, starts_at: int) -> tuple[th.Tensor, ...]:
         state = policy.initial_states(len(range(3)[columns])).pi
         for t in steps:
-            start = th.full((state[0].shape[1],), float(t == starts_at))
+            start = th.full((state.core[0].shape[1],), float(t == starts_at))
             with th.no_grad():
                 _, state = policy.get_distribution(observations[t, columns], state, start, deterministic=True)
-        return state
+        return state.flatten()
 
     together = play(slice(0, 3), range(8), reset_at)
     alone = play(slice(1, 2), range(8), reset_at)
@@ -132,7 +134,7 @@ def test_one_environments_reset_leaves_the_others() -> None:
     _, reset_one = policy.get_distribution(observations[0], state, th.tensor([1.0, 0.0]))
     _, reset_none = policy.get_distribution(observations[0], state, th.zeros(2))
     _, first = policy.get_distribution(observations[0], policy.initial_states(2).pi, th.zeros(2))
-    for one, none, new in zip(reset_one, reset_none, first, strict=True):
+    for one, none, new in zip(reset_one.flatten(), reset_none.flatten(), first.flatten(), strict=True):
         th.testing.assert_close(one[:, 1], none[:, 1])
         th.testing.assert_close(one[:, 0], new[:, 0])
         assert not th.allclose(one[:, 0], none[:, 0])
@@ -166,16 +168,16 @@ def test_million_steps_on_one_episode(kwargs: dict[str, Any]) -> None:
         observation = th.rand(2, 4)
         for _ in range(200):
             _, state = policy.get_distribution(observation, state, th.zeros(2))
-        before = state[3]
+        before = state.posterior.precision
         _, state = policy.get_distribution(observation, state, th.zeros(2))
-        hidden, cell, mean, precision = state
+        core, (mean, precision) = state
         curvature = precision - before
         assert curvature.abs().max() > 0
-        state = (hidden, cell, mean, precision + 1e6 * curvature)
-        previous = policy.latent_layer.from_state(hidden[-1], state[2:])
+        state = RecurrentState(core, LaplaceState(mean, precision + 1e6 * curvature))
+        previous = policy.latent_layer.from_state(core[0][-1], state.posterior)
         for _ in range(100):
             _, state = policy.get_distribution(observation, state, th.zeros(2))
-            posterior = policy.latent_layer.from_state(state[0][-1], state[2:])
+            posterior = policy.latent_layer.from_state(state.core[0][-1], state.posterior)
             for number in (posterior.precision, posterior.entropy(), posterior.kl(previous), posterior.sample(2)):
                 assert number.isfinite().all()
             previous = posterior
@@ -192,8 +194,8 @@ def test_million_steps_for_real(kwargs: dict[str, Any]) -> None:
             features = th.rand(1, 4)
             _, _, state = policy._advance(features, state, th.zeros(1))
             if t % 50_000 == 0 or t == 999_999:
-                q = policy.latent_layer.from_state(state[0][-1], state[2:])
-                p = policy.latent_layer.from_state(previous[0][-1], previous[2:])
+                q = policy.latent_layer.from_state(state.core[0][-1], state.posterior)
+                p = policy.latent_layer.from_state(previous.core[0][-1], previous.posterior)
                 for number in (q.precision, q.entropy(), q.kl(p), q.sample(1)):
                     assert number.isfinite().all()
 
@@ -251,18 +253,19 @@ def test_gradient_of_the_precision_is_never_taken(covariance: str) -> None:
     obs, actions, starts = th.rand(2 * 4, 4), th.zeros(8), th.zeros(8)
     memory = th.diag_embed(th.rand(2, 4, 3) + 1) + 0.1
     stored = memory if covariance == "full" else memory.diagonal(dim1=-2, dim2=-1)
-    evaluation = policy.evaluate_sequences(obs, actions, states, starts, kl_memory=list(stored), with_kl=True)
+    evaluation = policy.evaluate_sequences(obs, actions, states, starts, memory={"previous_precision": list(stored)})
     mean = policy.latent_layer.latent_mean(
-        policy.lstm_actor(obs.view(2, 4, 4).transpose(0, 1), states.pi[:2])[0].transpose(0, 1)
+        policy.lstm_actor(obs.view(2, 4, 4).transpose(0, 1), states.pi.core)[0].transpose(0, 1)
     )
-    initial_mean = policy.latent_layer.latent_mean(states.pi[0][-1])
+    initial_mean = policy.latent_layer.latent_mean(states.pi.core[0][-1])
     previous = th.cat((initial_mean.unsqueeze(1), mean[:, :-1]), 1).detach()
     moved = (mean - previous).unsqueeze(-1)
     oracle = 0.5 * (moved.mT @ (memory if covariance == "full" else th.diag_embed(stored)) @ moved)[..., 0, 0]
-    th.testing.assert_close(evaluation.kl.view(2, 4), oracle)
+    kl = evaluation.posterior.kl()
+    th.testing.assert_close(kl, oracle)
     parameters = [policy.lstm_actor.weight_hh_l0, policy.latent_layer.mean_net.weight]
     for found, expected in zip(
-        th.autograd.grad(evaluation.kl.sum(), parameters), th.autograd.grad(oracle.sum(), parameters), strict=True
+        th.autograd.grad(kl.sum(), parameters), th.autograd.grad(oracle.sum(), parameters), strict=True
     ):
         th.testing.assert_close(found, expected)
 

@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -36,7 +37,7 @@ def assert_same_agent(ours: LaplaceRecurrentPPO, theirs: RecurrentPPO, env: Any,
     env.seed(7)
     obs, n_envs = env.reset(), env.num_envs
     our_states = ours.policy.initial_states(n_envs)
-    their_states = type(our_states)(our_states.pi[:2], our_states.vf[:2])
+    their_states = RNNStates(our_states.pi.core, our_states.vf.core)
     starts = th.ones(n_envs)
     n_episodes = 0
     for _ in range(n_steps):
@@ -105,11 +106,12 @@ def test_the_same_update_goes_on() -> None:
     collect(ours)
     assert largest_log_ratio(ours) < 1e-5
     samples = next(ours.rollout_buffer.get(None))
+    states = RNNStates(samples.lstm_states.pi.core, samples.lstm_states.vf.core)
     gradients = []
     for policy in (ours.policy, theirs.policy):
         policy.zero_grad()
         values, log_prob, entropy = policy.evaluate_actions(
-            samples.observations, samples.actions, samples.lstm_states, samples.episode_starts
+            samples.observations, samples.actions, states, samples.episode_starts
         )
         (values.sum() + log_prob.sum() + entropy.sum()).backward()
         gradients.append({name: weight.grad.clone() for name, weight in policy.named_parameters()})

@@ -74,7 +74,7 @@ def naive_trials(model: LaplaceRecurrentPPO, env: VecEnv, n_trials: int) -> list
         previous = policy.latent_layer.prior(1)
         while not done:
             start = np.array([state is None])
-            tensors = policy.initial_states(1).pi if state is None else policy._state_to_tensors(state)
+            tensors = policy.initial_states(1).pi if state is None else policy._restore_state(state)
             with th.no_grad():
                 distribution, _ = policy.get_distribution(
                     th.as_tensor(obs), tensors, th.as_tensor(start).float(), deterministic=True

@@ -1,15 +1,17 @@
 """A rollout buffer for recurrent policies: whole sequences, as tensors on the training device."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_laplace.policies.types import SequenceRolloutBufferSamples, TensorOrDict
+from sb3_laplace.policies.types import RecurrentState, RecurrentStates, SequenceRolloutBufferSamples, TensorOrDict
+
+# How stored tensors are told apart by their names
+_COLUMNS, _MEMORY = "columns/", "memory/"
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -72,10 +74,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         episode_start: np.ndarray,
         value: th.Tensor,
         log_prob: th.Tensor,
-        lstm_states: RNNStates,
+        lstm_states: RecurrentStates,
         noise: th.Tensor | None = None,
-        kl_memory: th.Tensor | None = None,
-        auxiliary: dict[str, TensorOrDict] | None = None,
+        columns: Mapping[str, TensorOrDict] | None = None,
+        memory: Mapping[str, th.Tensor] | None = None,
     ) -> None:
         """Store one step of all environments.
 
@@ -87,21 +89,20 @@ class SequenceRolloutBuffer(RolloutBuffer):
         :param log_prob: shape (n_envs,)
         :param lstm_states: recurrent states before the step, as far as sequences need them
         :param noise: noise of the latents, shape (K, n_envs, D)
-        :param kl_memory: what the posterior's KL needs, shape (n_envs, ...)
-        :param auxiliary: what the auxiliary losses need, under its name in the samples, each (n_envs, ...)
+        :param columns: what else minibatches hold of each step, by name, each (n_envs, ...) or a dict of these
+        :param memory: the same of what minibatches have views of, by name, each (n_envs, ...)
         """
-        columns = {"action": action}
-        for name, value_or_dict in {"observations": obs, **(auxiliary or {})}.items():
+        stored = {"action": action}
+        for name, value_or_dict in {"observations": obs, **_prefixed(_COLUMNS, columns)}.items():
             parts = value_or_dict if isinstance(value_or_dict, dict) else {"": value_or_dict}
-            columns |= {f"{name}/{key}": part for key, part in parts.items()}
+            stored |= {f"{name}/{key}": part for key, part in parts.items()}
+        stored |= _prefixed(_MEMORY, memory)
         if noise is not None:
-            columns["noise"] = noise.transpose(0, 1)
-        if kl_memory is not None:
-            columns["kl_memory"] = kl_memory
+            stored["noise"] = noise.transpose(0, 1)
         if self.pos == 0:
             # What is no longer given would be read as if it were of this rollout
-            self._stored = {name: stored for name, stored in self._stored.items() if name in columns}
-        for name, column in columns.items():
+            self._stored = {name: tensor for name, tensor in self._stored.items() if name in stored}
+        for name, column in stored.items():
             self._store(name, column)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
@@ -110,8 +111,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         chunk = int(np.searchsorted(self.chunk_starts, self.pos))
         if chunk < len(self.chunk_starts) and self.chunk_starts[chunk] == self.pos:
             for name, state in (("pi", lstm_states.pi), ("vf", lstm_states.vf)):
-                for index, part in enumerate(state):
-                    self._store_state(f"{name}{index}", chunk, part)
+                for index, part in enumerate(state.core):
+                    self._store_state(f"{name}/core/{index}", chunk, part)
+                for index, part in enumerate(state.posterior):
+                    self._store_state(f"{name}/posterior/{index}", chunk, part.unsqueeze(0))
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
@@ -124,10 +127,10 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self._stored[name][:, self.pos] = value
 
     def _store_state(self, name: str, chunk: int, value: th.Tensor) -> None:
-        # (layers, n_envs, H) -> (layers, n_envs, n_chunks, H): a sequence is one entry of the two middle ones
+        # (layers, n_envs, ...) -> (layers, n_envs, n_chunks, ...): a sequence is one entry of the two middle ones
         if name not in self._states:
-            layers, n_envs, hidden = value.shape
-            shape = (layers, n_envs, len(self.chunk_starts), hidden)
+            layers, n_envs, *rest = value.shape
+            shape = (layers, n_envs, len(self.chunk_starts), *rest)
             self._states[name] = th.zeros(shape, dtype=value.dtype, device=self.device)
         self._states[name][:, :, chunk] = value
 
@@ -179,16 +182,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
             # None where nothing is stored; what is no dict is stored under the empty key
             return parts if parts and "" not in parts else parts.get("")
 
-        def states(name: str) -> tuple[th.Tensor, ...]:
-            return tuple(part.flatten(1, 2)[:, index] for key, part in self._states.items() if key.startswith(name))
+        def states(name: str) -> RecurrentState:
+            parts = {key: part.flatten(1, 2)[:, index] for key, part in self._states.items() if key.startswith(name)}
+            core = tuple(part for key, part in parts.items() if "/core/" in key)
+            return RecurrentState(core, tuple(part[0] for key, part in parts.items() if "/posterior/" in key))
 
         starts, values, log_probs, advantages, returns = gather_flat("numbers").T.contiguous()
         noise = self._stored.get("noise")
-        kl_memory = None
-        if "kl_memory" in self._stored:
-            begin = self.chunk_starts[chunks]
-            spans = zip((sequences // n_chunks).tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True)
-            kl_memory = [self._stored["kl_memory"][env, start:end] for env, start, end in spans]
+        begin = self.chunk_starts[chunks]
+        spans = list(zip((sequences // n_chunks).tolist(), begin.tolist(), (begin + lengths).tolist(), strict=True))
+        column_names = {key.split("/")[1] for key in self._stored if key.startswith(_COLUMNS)}
+        in_memory = {key: part for key, part in self._stored.items() if key.startswith(_MEMORY)}
         return SequenceRolloutBufferSamples(
             observations=gather_parts("observations"),
             actions=gather_flat("action"),
@@ -196,12 +200,17 @@ class SequenceRolloutBuffer(RolloutBuffer):
             old_log_prob=log_probs,
             advantages=advantages,
             returns=returns,
-            lstm_states=RNNStates(states("pi"), states("vf")),
+            lstm_states=RecurrentStates(states("pi"), states("vf")),
             episode_starts=starts,
             mask=None if equal else mask,
             noise=None if noise is None else gather(noise).permute(2, 0, 1, 3),
-            kl_memory=kl_memory,
-            targets=gather_parts("targets"),
-            decoder_rewards=gather_parts("decoder_rewards"),
-            next_observations=gather_parts("next_observations"),
+            columns={name: gather_parts(_COLUMNS + name) for name in column_names},
+            memory={
+                key.removeprefix(_MEMORY): [part[env, start:end] for env, start, end in spans]
+                for key, part in in_memory.items()
+            },
         )
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {prefix + name: value for name, value in (values or {}).items()}

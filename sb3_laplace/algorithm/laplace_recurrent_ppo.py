@@ -8,25 +8,20 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
 
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
-from sb3_laplace.algorithm.losses import LossSettings, total_loss
-from sb3_laplace.algorithm.step_data import AuxiliaryReader, truncated_values
-from sb3_laplace.checks import check_integer, check_no_nan, check_not_negative
+from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, RewardTerm, total_loss
+from sb3_laplace.algorithm.rollout import PosteriorRollouts
+from sb3_laplace.checks import check_integer
 from sb3_laplace.policies.laplace_lstm_policy import (
     LaplaceCnnLstmPolicy,
     LaplaceLstmPolicy,
     LaplaceMultiInputLstmPolicy,
 )
-from sb3_laplace.policies.reward_decoder import check_decode_window
 from sb3_laplace.policies.types import SequenceRolloutBufferSamples
 from sb3_laplace.posteriors import LatentPosterior
 
@@ -36,7 +31,7 @@ DEFAULT_KL_COEF = 1e-4
 SelfLaplaceRecurrentPPO = TypeVar("SelfLaplaceRecurrentPPO", bound="LaplaceRecurrentPPO")
 
 
-class LaplaceRecurrentPPO(RecurrentPPO):
+class LaplaceRecurrentPPO(PosteriorRollouts):
     """Proximal Policy Optimization for recurrent policies with a posterior over the task latent.
 
     A drop-in for sb3-contrib's :class:`~sb3_contrib.RecurrentPPO`: between the LSTM and the heads stands a
@@ -98,8 +93,6 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         "LaplaceCnnLstmPolicy": LaplaceCnnLstmPolicy,
         "LaplaceMultiInputLstmPolicy": LaplaceMultiInputLstmPolicy,
     }
-    policy: LaplaceLstmPolicy
-    rollout_buffer: SequenceRolloutBuffer
 
     def __init__(
         self,
@@ -184,10 +177,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
                 "this is no LaplaceRecurrentPPO model or policy."
             )
-        for name in ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef"):
-            if name != "kl_coef" or self.kl_coef is not None:
-                self._coefficient(name, progress_remaining=1.0)
-        self.decode_window = check_decode_window(self.decode_window)
+        for term in self.loss_terms:
+            term.check_arguments()
         if self.sequence_length is None:
             return min(self.n_steps, self.n_steps if self.batch_size is None else self.batch_size)
         check_integer("sequence_length", self.sequence_length, minimum=1)
@@ -200,29 +191,13 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             )
         return self.sequence_length
 
-    def _coefficient(self, name: str, progress_remaining: float) -> float:
-        """Value of a coefficient that is a number or a schedule.
-
-        :raises ValueError: if it is negative or not finite
-        """
-        value = getattr(self, name)
-        # SB3's progress falls below zero where the last rollout passes total_timesteps
-        return check_not_negative(name, value(max(0.0, progress_remaining)) if callable(value) else value)
-
-    def _is_on(self, name: str) -> bool:
-        """Whether the term of a coefficient may be on: a schedule may pass through zero."""
-        value = getattr(self, name)
-        return callable(value) or value > 0
-
-    @property
-    def _with_kl(self) -> bool:
-        return self._is_on("kl_coef")
-
     def _setup_model(self) -> None:
+        self.loss_terms = [term(self) for term in TERMS]
         sequence_length = self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if self._is_on("reward_coef") and self.policy_kwargs.get("reward_decoder_kwargs") is None:
+        needs_decoder = any(isinstance(term, RewardTerm) and term.is_on for term in self.loss_terms)
+        if needs_decoder and self.policy_kwargs.get("reward_decoder_kwargs") is None:
             self.policy_kwargs = {**self.policy_kwargs, "reward_decoder_kwargs": {}}
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -238,11 +213,12 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             self.policy_kwargs = {**self.policy_kwargs, "posterior_kwargs": resolved}
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
-        if not any(self._is_on(name) for name in ("policy_coef", "target_coef", "reward_coef", "kl_coef")):
-            raise ValueError("No term of the loss is on: policy_coef, target_coef, reward_coef and kl_coef are all 0.")
-        if self._with_kl and self.policy.latent_layer.is_point:
-            raise ValueError(f"kl_coef must be 0 with posterior='point', which has no KL; got {self.kl_coef!r}.")
-        self._last_lstm_states = self.policy.initial_states(self.n_envs)  # type: ignore[assignment]
+        for term in self.loss_terms:
+            term.check_policy()
+        if not any(term.is_on for term in self.loss_terms):
+            names = ", ".join(term.coefficient for term in self.loss_terms)
+            raise ValueError(f"No term of the loss is on: {names} are all 0.")
+        self._last_lstm_states = self.policy.initial_states(self.n_envs)
         self.rollout_buffer = SequenceRolloutBuffer(
             self.n_steps,
             self.observation_space,
@@ -258,6 +234,10 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _excluded_save_params(self) -> list[str]:
+        # Both are made anew by _setup_model
+        return [*super()._excluded_save_params(), "loss_terms", "_last_lstm_states"]
 
     def set_parameters(
         self,
@@ -325,110 +305,29 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             kl_coef=kl_coef,
         )  # type: ignore[return-value]
 
-    # -- rollout ----------------------------------------------------------------------------------------
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Fill the rollout buffer by acting on (draws of) the posterior.
-
-        Callbacks find in their ``locals`` what SB3's have, and ``step``, the
-        :class:`~sb3_laplace.policies.laplace_lstm_policy.PolicyStep` with the posterior.
-
-        :param env: the training environment
-        :param callback: called at each step, and at the beginning and end of the rollout
-        :param rollout_buffer: the buffer to fill
-        :param n_rollout_steps: number of steps to collect per environment
-        :return: False if the callback ended the rollout prematurely
-        :raises ValueError: if an observation holds NaN or a value is not finite
-        """
-        assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
-        assert self._last_obs is not None, "No previous observation was provided"
-        assert self._last_episode_starts is not None
-        self.policy.set_training_mode(False)
-        rollout_buffer.reset()
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
-        states: RNNStates = self._last_lstm_states  # type: ignore[assignment]
-        auxiliary = AuxiliaryReader(env, self.policy, self._is_on("target_coef"), self._is_on("reward_coef"))
-
-        for n_steps in range(n_rollout_steps):
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-            check_no_nan(self._last_obs)
-            episode_starts: np.ndarray = self._last_episode_starts
-            with th.inference_mode():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                starts_tensor = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
-                step = self.policy.act(obs_tensor, states, starts_tensor)
-            values, log_probs = step.values, step.log_prob
-            actions = step.actions.cpu().numpy()
-            clipped_actions = self.policy.to_env_actions(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
-
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            columns = auxiliary.read(new_obs, rewards, dones, infos)
-            if dones.any():
-                self._update_info_buffer(infos, dones)
-                truncated, last_values = truncated_values(self.policy, dones, infos, step.states)
-                rewards = rewards.copy()
-                rewards[truncated] += self.gamma * last_values
-            with th.inference_mode():
-                rollout_buffer.add(
-                    obs_tensor,
-                    step.actions,
-                    rewards,
-                    episode_starts,
-                    values,
-                    log_probs,
-                    lstm_states=self.policy.sequence_states(states),
-                    noise=step.noise,
-                    kl_memory=self.policy.latent_layer.kl_memory(step.posterior) if self._with_kl else None,
-                    auxiliary=columns,
-                )
-            states = step.states
-            self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = dones
-            self._last_lstm_states = states  # type: ignore[assignment]
-
-        with th.inference_mode():
-            starts_tensor = th.as_tensor(dones, dtype=th.float32, device=self.device)
-            obs_tensor = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
-            values = self.policy.predict_values(obs_tensor, states.vf, starts_tensor)
-        if not np.isfinite(rollout_buffer.values).all():
-            raise ValueError(
-                "The policy's values are not finite any more: the weights have diverged. "
-                "Lower learning_rate or max_grad_norm, or normalize observations and rewards (VecNormalize)."
-            )
-        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
     # -- update -----------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Update the policy with the rollout buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        settings = self._loss_settings()
+        for term in self.loss_terms:
+            term.begin_update()
+        terms = [term for term in self.loss_terms if term.is_stored]
         parameters = list(self.policy.parameters())
-        target_kl = self.target_kl if self._is_on("policy_coef") else None
+        # Without PPO's own terms nothing holds the policy near the rollout's
+        target_kl = self.target_kl if any(isinstance(term, PPOTerm) and term.is_on for term in terms) else None
         logs: dict[str, list[float]] = {}
         continue_training = True
         for epoch in range(self.n_epochs):
             for samples in self.rollout_buffer.get(self.batch_size):
-                loss, terms = self._loss(samples, settings)
-                for name, value in terms.items():
+                loss, numbers = self._loss(samples, terms)
+                for name, value in numbers.items():
                     logs.setdefault(name, []).append(value)
-                if target_kl is not None and terms["approx_kl"] > 1.5 * target_kl:
+                if target_kl is not None and numbers["approx_kl"] > 1.5 * target_kl:
                     continue_training = False
                     if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {terms['approx_kl']:.2f}")
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {numbers['approx_kl']:.2f}")
                     break
                 self._descend(loss, parameters)
             self._n_updates += 1
@@ -445,9 +344,10 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", settings.clip_range)
-        if settings.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", settings.clip_range_vf)
+        progress = self._current_progress_remaining
+        self.logger.record("train/clip_range", self.clip_range(progress))  # type: ignore[operator]
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self.clip_range_vf(progress))  # type: ignore[operator]
 
     def _descend(self, loss: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
         """One step of the optimizer."""
@@ -461,26 +361,8 @@ class LaplaceRecurrentPPO(RecurrentPPO):
         th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
 
-    def _loss_settings(self) -> LossSettings:
-        """Coefficients of the loss at the present progress: the same for all minibatches of an update."""
-        progress = self._current_progress_remaining
-        return LossSettings(
-            clip_range=self.clip_range(progress),  # type: ignore[operator]
-            clip_range_vf=None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
-            normalize_advantage=self.normalize_advantage,
-            ent_coef=self._coefficient("ent_coef", progress),
-            vf_coef=self.vf_coef,
-            kl_coef=self._coefficient("kl_coef", progress),
-            policy_coef=self._coefficient("policy_coef", progress),
-            target_coef=self._coefficient("target_coef", progress),
-            reward_coef=self._coefficient("reward_coef", progress),
-            decode_window=check_decode_window(self.decode_window),
-        )
-
-    def _loss(
-        self, samples: SequenceRolloutBufferSamples, settings: LossSettings
-    ) -> tuple[th.Tensor, dict[str, float]]:
-        """Loss of one minibatch, and its terms by name.
+    def _loss(self, samples: SequenceRolloutBufferSamples, terms: list[LossTerm]) -> tuple[th.Tensor, dict[str, float]]:
+        """Loss of one minibatch, and what to log of it by name.
 
         :raises ValueError: if the loss is not finite
         """
@@ -490,10 +372,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
             samples.lstm_states,
             samples.episode_starts,
             noise=samples.noise,
-            kl_memory=samples.kl_memory,
-            with_kl=self._with_kl,
+            memory=samples.memory,
         )
-        return total_loss(self.policy, evaluation, samples, settings)
+        return total_loss(terms, samples, evaluation)
 
     def learn(
         self: SelfLaplaceRecurrentPPO,

@@ -12,7 +12,7 @@ from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.posteriors.gaussian import Gaussian
-from sb3_laplace.posteriors.statistics import double, posterior_statistics
+from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
 
 # Numbers in the precisions that are kept before their statistics are computed, in one batch
 _BATCH_SIZE = 2_000_000
@@ -110,7 +110,7 @@ class PosteriorCallback(BaseCallback):
         self._watched = np.sort(self._rng.permutation(n_envs)[: self._n_chosen])
         self._index = None if len(self._watched) == n_envs else th.as_tensor(self._watched, device=self.model.device)
         self._posteriors: list[Gaussian] = []
-        self._priors: list[Gaussian] = []
+        self._previous: list[Gaussian] = []
         self._statistics: list[dict[str, np.ndarray]] = []
         self._flags: list[tuple[np.ndarray, ...]] = []
         self._variances: list[np.ndarray] = []
@@ -124,12 +124,12 @@ class PosteriorCallback(BaseCallback):
         watched = self._watched
         self._flags.append((starts[watched], dones[watched], self._trial_step[watched]))
         step: PosteriorStep = self.locals["step"].posterior
-        posterior, prior = step.posterior, step.prior
+        posterior, previous = step.posterior, step.previous
         if self._index is not None:
             with th.inference_mode():
-                posterior, prior = posterior[self._index], prior[self._index]
+                posterior, previous = posterior[self._index], previous[self._index]
         self._posteriors.append(posterior)
-        self._priors.append(prior)
+        self._previous.append(previous)
         if len(self._posteriors) * sum(part.numel() for part in posterior.tensors) >= _BATCH_SIZE:
             self._compute()
         return True
@@ -139,15 +139,17 @@ class PosteriorCallback(BaseCallback):
         if not self._posteriors:
             return
         with th.inference_mode():
-            posterior, prior = (double(Gaussian.concatenate(parts)) for parts in (self._posteriors, self._priors))
-            values = posterior_statistics(posterior, prior)
+            posterior, previous = (
+                to_float64(Gaussian.concatenate(parts)) for parts in (self._posteriors, self._previous)
+            )
+            values = posterior_statistics(posterior, previous)
             variance = posterior.variance
             values["variance_max"], values["variance_min"] = variance.amax(-1), variance.amin(-1)
             self._statistics.append({name: value.cpu().numpy() for name, value in values.items()})
             if self._figures_are_due:
                 chosen = th.as_tensor(self._rng.integers(len(variance), size=_N_HISTOGRAM), device=variance.device)
                 self._variances.append(variance[chosen].flatten().cpu().numpy())
-        self._posteriors, self._priors = [], []
+        self._posteriors, self._previous = [], []
 
     def _on_rollout_end(self) -> None:
         if not self._is_watched:

@@ -1,74 +1,92 @@
-"""Closed-form Jacobians of recurrent cells with respect to their hidden state.
+"""The Jacobian ``S = dh'/dh`` of a recurrent memory, as an operator that a posterior asks what it needs.
 
-The Jacobian of a gated cell is a sum of its recurrent weight matrices with rescaled rows,
-``S = dh'/dh = sum_g diag(a_g) U_g``, so it is kept factored (:class:`HiddenJacobian`): what a posterior
-needs of it (a projection ``W S``, a diagonal of ``S S^T``) is far cheaper than the dense S by autodiff.
+What a posterior needs of S (its projection ``W S`` on the latent, the diagonal of ``S S^T``, its norm) can be had
+without knowing the cell, and often for far less than the dense S costs. There is one class for each form that S takes.
 
-Gradients never flow through these functions' results: a precision must not be optimised by shaping the
-network's curvature (paper, section 4).
+Gradients never flow through these results: a precision must not be optimised by shaping the network's curvature
+(paper, section 4).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch as th
-from torch import nn
-from torch.nn import functional as F
 
-# Numbers in a block of dense Jacobians: 2 MB in float32
+# Numbers in a block of dense Jacobians: 2 MB in float32 for a processor's cache, 256 MB of a GPU's memory
 _BLOCK_SIZE = 2**19
+_GPU_BLOCK_SIZE = 2**26
 
 
-class CellWeights(NamedTuple):
-    """Parameters of one recurrent cell, gates stacked along the rows as in ``torch.nn.LSTM``.
+class JacobianOperator(ABC):
+    """``S = dh'/dh`` for any batch ``...`` of inputs, H hidden units, and a latent projection W of shape (D, H)."""
 
-    :param ih: input weights, shape (G H, F)
-    :param hh: recurrent weights, shape (G H, H)
-    :param bias_ih: shape (G H,), or None
-    :param bias_hh: shape (G H,), or None
-    """
+    @abstractmethod
+    def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
+        """``J = W S`` for a flat batch of N inputs, block by block.
 
-    ih: th.Tensor
-    hh: th.Tensor
-    bias_ih: th.Tensor | None
-    bias_hh: th.Tensor | None
-
-    @classmethod
-    def of_layer(cls, rnn: nn.RNNBase, layer: int) -> "CellWeights":
-        """Parameters of one layer of a torch recurrent module.
-
-        :param rnn: the module
-        :param layer: index of the layer, -1 for the top one
+        :param projection: the latent projection W, shape (D, H); None for the identity
+        :param dtype: floating point type of the products, the weights' own by default
+        :return: the indices of a block of n inputs and their J, shape (n, D, H), which the caller may write over and
+            the next block does
         """
-        weights: list[th.Tensor] = rnn.all_weights[layer]  # type: ignore[assignment]
-        return cls(weights[0], weights[1], *(weights[2:] if rnn.bias else (None, None)))
+
+    @abstractmethod
+    def row_norms_squared(self) -> th.Tensor:
+        """The diagonal of ``S S^T``, shape (..., H)."""
+
+    @abstractmethod
+    def projected_gram(self, projection: th.Tensor) -> th.Tensor:
+        """What of ``||W S||_F^2`` depends on the weights alone, for :meth:`projected_norm_squared`.
+
+        It is the same for every step, as long as the weights are.
+
+        :param projection: the latent projection W, shape (D, H)
+        """
+
+    @abstractmethod
+    def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:
+        """``||W S||_F^2``, shape (...), without forming the product.
+
+        :param gram: what :meth:`projected_gram` returned
+        """
+
+    @abstractmethod
+    def scale(self, factor: th.Tensor) -> "JacobianOperator":
+        """Each input's Jacobian times a number.
+
+        :param factor: shape (...)
+        """
+
+    @abstractmethod
+    def summed_outer_product(self) -> th.Tensor:
+        """``sum_l S_nl S_nl^T`` over L inputs for each of N environments (batch (N, L)), shape (N, H, H)."""
 
 
-class HiddenJacobian(NamedTuple):
+def _block_length(n_inputs: int, n_hidden: int, device: th.device) -> int:
+    """Number of inputs whose Jacobians are formed at once."""
+    numbers = _BLOCK_SIZE if device.type == "cpu" else _GPU_BLOCK_SIZE
+    return min(n_inputs, max(8, numbers // n_hidden**2))
+
+
+class GateSumJacobian(JacobianOperator):
     """``S = sum_g diag(coefficients[g]) weights[g]`` for G gates, H hidden units and any batch ``...`` of inputs.
 
     :param coefficients: row factors a, shape (G, ..., H)
     :param weights: recurrent weights U, shape (G, H, H)
     """
 
-    coefficients: th.Tensor
-    weights: th.Tensor
+    def __init__(self, coefficients: th.Tensor, weights: th.Tensor) -> None:
+        self.coefficients = coefficients
+        self.weights = weights
 
     def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
-        """``J = W S`` for a flat batch of N inputs, in blocks that stay in the processor's cache.
-
-        Writing S for all of many inputs and reading it again costs as much as the products themselves, and
-        so does fresh memory for every block.
-
-        :param projection: the latent projection W, shape (D, H); None for the identity
-        :param dtype: floating point type of the products, the weights' own by default
-        :return: the indices of a block of n inputs and their J, shape (n, D, H), overwritten by the next block
-        """
+        # Blocks stay in the processor's cache: writing S for all of many inputs and reading it again costs as much as
+        # the products themselves, and so does fresh memory for every block
         rows, weights = self.coefficients.permute(2, 1, 0).contiguous(), self.weights.transpose(0, 1)
         if dtype is not None:
             rows, weights = rows.to(dtype), weights.to(dtype)
         n_hidden, n_inputs, _ = rows.shape
-        size = min(n_inputs, max(8, _BLOCK_SIZE // n_hidden**2)) if rows.device.type == "cpu" else n_inputs
+        size = _block_length(n_inputs, n_hidden, rows.device)
         dense = rows.new_empty(n_hidden, size, n_hidden)
         if projection is not None:
             projection = projection.detach().to(rows.dtype).expand(size, -1, -1)
@@ -84,7 +102,7 @@ class HiddenJacobian(NamedTuple):
             yield block, jacobian
 
     def row_norms_squared(self) -> th.Tensor:
-        """The diagonal of ``S S^T``, shape (..., H), without ever forming S: 16 H flops per input.
+        """The diagonal of ``S S^T``, shape (..., H), without ever forming S: 16 H flops per input of an LSTM.
 
         ``(S S^T)_jj = a_j^T (U U^T)_j a_j`` with one G x G Gram matrix per hidden unit.
         """
@@ -103,20 +121,18 @@ class HiddenJacobian(NamedTuple):
     def projected_gram(self, projection: th.Tensor) -> th.Tensor:
         """The matrix M with ``||W S||_F^2 = a^T M a``, shape (G H, G H), for a with its G gates one after another.
 
-        ``M_gh = (W^T W) * (U_g U_h^T)``, elementwise. It depends on the weights alone, and is far cheaper to apply
-        than J is to form.
-
-        :param projection: the latent projection W, shape (D, H)
+        ``M_gh = (W^T W) * (U_g U_h^T)``, elementwise. It is far cheaper to apply than J is to form.
         """
         rows = self.weights.flatten(0, 1)
         return (rows @ rows.T) * (projection.T @ projection).repeat(len(self.weights), len(self.weights))
 
-    def scale(self, factor: th.Tensor) -> "HiddenJacobian":
-        """Each input's Jacobian times a number.
+    def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:
+        factors = self.coefficients.movedim(0, -2).flatten(-2)
+        # A square, which rounding can leave below zero
+        return ((factors @ gram) * factors).sum(-1).clamp(min=0.0)
 
-        :param factor: shape (...)
-        """
-        return self._replace(coefficients=self.coefficients * factor.unsqueeze(-1))
+    def scale(self, factor: th.Tensor) -> "GateSumJacobian":
+        return GateSumJacobian(self.coefficients * factor.unsqueeze(-1), self.weights)
 
     def summed_outer_product(self) -> th.Tensor:
         """``sum_l S_nl S_nl^T`` over L inputs for each of N environments (batch (N, L)), shape (N, H, H).
@@ -134,82 +150,78 @@ class HiddenJacobian(NamedTuple):
         return half + half.mT
 
 
-def _tanh_(values: th.Tensor) -> th.Tensor:
-    """tanh in place, as ``2 sigmoid(2 x) - 1``: torch's own takes three times as long on a CPU."""
-    return values.mul_(2).sigmoid_().mul_(2).sub_(1)
+class DiagonalJacobian(JacobianOperator):
+    """``S = diag(d)``, of a memory whose units do not see one another.
 
-
-def _lstm_jacobian(
-    inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights
-) -> tuple[th.Tensor, th.Tensor]:
-    """Row factors and matrices of an LSTM cell, the cell state held fixed.
-
-    With ``c' = f c + i g``, ``h' = o tanh(c')`` and ``k = o (1 - tanh(c')^2)`` the row factors of the gates
-    i, f, g, o are ``k g i (1-i)``, ``k c f (1-f)``, ``k i (1-g^2)`` and ``tanh(c') o (1-o)``. Gate by gate in
-    contiguous memory and in few passes: with a diagonal precision these products are most of a posterior step.
+    :param diagonal: d, shape (..., H)
     """
-    hidden, cell = state
-    gates = F.linear(inputs, weights.ih, weights.bias_ih) + F.linear(hidden, weights.hh, weights.bias_hh)
-    gates = gates.unflatten(-1, (4, -1)).movedim(-2, 0).contiguous()
-    i, f, g, o = gates
-    g.mul_(2)
-    gates.sigmoid_()
-    g.mul_(2).sub_(1)
-    squashed = _tanh_((f * cell).addcmul_(i, g))
-    factors = th.empty_like(gates)
-    a_i, a_f, a_g, a_o = factors
-    th.mul(squashed, o, out=a_o)
-    k = o.addcmul(a_o, squashed, value=-1)
-    a_o.addcmul_(a_o, o, value=-1)
-    k_i = k * i
-    th.mul(k_i, g, out=a_i)
-    th.addcmul(k_i, a_i, g, value=-1, out=a_g)
-    a_i.addcmul_(a_i, i, value=-1)
-    k_f_c = k.mul_(f).mul_(cell)
-    th.addcmul(k_f_c, k_f_c, f, value=-1, out=a_f)
-    return factors, weights.hh
+
+    def __init__(self, diagonal: th.Tensor) -> None:
+        self.diagonal = diagonal
+
+    def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
+        n_inputs, n_hidden = self.diagonal.shape
+        diagonal = self.diagonal if dtype is None else self.diagonal.to(dtype)
+        size = _block_length(n_inputs, n_hidden, diagonal.device)
+        for begin in range(0, n_inputs, size):
+            block = slice(begin, min(begin + size, n_inputs))
+            if projection is None:
+                yield block, diagonal[block].diag_embed()
+            else:
+                yield block, projection.detach().to(diagonal.dtype) * diagonal[block].unsqueeze(1)
+
+    def row_norms_squared(self) -> th.Tensor:
+        return self.diagonal.square()
+
+    def projected_gram(self, projection: th.Tensor) -> th.Tensor:
+        """Squared norms of the columns of W, shape (H,)."""
+        return projection.detach().square().sum(0)
+
+    def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:
+        return self.diagonal.square() @ gram
+
+    def scale(self, factor: th.Tensor) -> "DiagonalJacobian":
+        return DiagonalJacobian(self.diagonal * factor.unsqueeze(-1))
+
+    def summed_outer_product(self) -> th.Tensor:
+        return self.diagonal.square().sum(1).diag_embed()
 
 
-def _gru_jacobian(inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights) -> tuple[th.Tensor, th.Tensor]:
-    """Row factors and matrices of a GRU cell.
+class DenseJacobian(JacobianOperator):
+    """S as it is, of a memory that has no closed form.
 
-    With ``q = U_n h + b``, ``n = tanh(V_n e + r q)``, ``h' = (1 - z) n + z h`` and ``k = (1 - z) (1 - n^2)`` the row
-    factors of r, z, n are ``k q r (1-r)``, ``(h - n) z (1-z)`` and ``k r``; the direct path adds ``diag(z)``, a
-    fourth term with the identity matrix.
+    :param matrix: S, shape (..., H, H)
     """
-    (hidden,) = state
-    of_input = F.linear(inputs, weights.ih, weights.bias_ih).chunk(3, dim=-1)
-    of_hidden = F.linear(hidden, weights.hh, weights.bias_hh).chunk(3, dim=-1)
-    r, z = (of_input[0] + of_hidden[0]).sigmoid(), (of_input[1] + of_hidden[1]).sigmoid()
-    n = (of_input[2] + r * of_hidden[2]).tanh()
-    k = (1 - z) * (1 - n.square())
-    factors = [k * of_hidden[2] * r * (1 - r), (hidden - n) * z * (1 - z), k * r, z]
-    identity = th.eye(hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
-    return th.stack(th.broadcast_tensors(*factors)), th.cat((weights.hh, identity))
 
+    def __init__(self, matrix: th.Tensor) -> None:
+        self.matrix = matrix
 
-def _rnn_jacobian(inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights) -> tuple[th.Tensor, th.Tensor]:
-    """Row factor ``1 - h'^2`` and matrix U of a tanh cell ``h' = tanh(V e + U h + b)``."""
-    (hidden,) = state
-    updated = (F.linear(inputs, weights.ih, weights.bias_ih) + F.linear(hidden, weights.hh, weights.bias_hh)).tanh()
-    return (1 - updated.square()).unsqueeze(0), weights.hh
+    def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
+        matrix = self.matrix if dtype is None else self.matrix.to(dtype)
+        n_inputs, n_hidden, _ = matrix.shape
+        size = _block_length(n_inputs, n_hidden, matrix.device)
+        for begin in range(0, n_inputs, size):
+            block = slice(begin, min(begin + size, n_inputs))
+            # A copy where nothing is projected, as the caller may write over it
+            yield (
+                block,
+                matrix[block].clone() if projection is None else projection.detach().to(matrix.dtype) @ matrix[block],
+            )
 
+    def row_norms_squared(self) -> th.Tensor:
+        return self.matrix.square().sum(-1)
 
-_JACOBIANS = {nn.LSTM: _lstm_jacobian, nn.GRU: _gru_jacobian, nn.RNN: _rnn_jacobian}
+    def projected_gram(self, projection: th.Tensor) -> th.Tensor:
+        """``W^T W``, shape (H, H)."""
+        return projection.detach().T @ projection.detach()
 
+    def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:
+        return (self.matrix * (gram @ self.matrix)).sum((-2, -1)).clamp(min=0.0)
 
-@th.no_grad()
-def hidden_jacobian(rnn: nn.RNNBase, inputs: th.Tensor, state: tuple[th.Tensor, ...]) -> HiddenJacobian:
-    """Jacobian of the top layer's hidden state with respect to itself, its input held fixed.
+    def scale(self, factor: th.Tensor) -> "DenseJacobian":
+        return DenseJacobian(self.matrix * factor.unsqueeze(-1).unsqueeze(-1))
 
-    Evaluated where the caller says, for the posterior at the *updated* state (paper, section 4).
-
-    :param rnn: the recurrent module, an LSTM, a GRU or a tanh RNN
-    :param inputs: inputs of the top layer, shape (..., F): the features, or the hidden state of the layer below
-    :param state: state of the top layer, each of a shape (..., H) that fits the inputs' batch:
-        (hidden, cell) for an LSTM, (hidden,) otherwise
-    :return: the Jacobian in factored form
-    """
-    factors, matrices = _JACOBIANS[type(rnn)](inputs, state, CellWeights.of_layer(rnn, -1))
-    n_hidden = rnn.hidden_size
-    return HiddenJacobian(factors, matrices.detach().view(len(factors), n_hidden, n_hidden))
+    def summed_outer_product(self) -> th.Tensor:
+        # The columns of all inputs side by side: the sum over inputs is one matrix product
+        columns = self.matrix.movedim(1, 2).flatten(2)
+        return columns @ columns.mT

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
@@ -21,8 +20,9 @@ from sb3_laplace.evaluation.regression_limit import bayesian_linear_regression
 from sb3_laplace.evaluation.trace_recorder import describe
 from sb3_laplace.policies.distributions import MixtureDistribution
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
-from sb3_laplace.policies.types import PolicyStep
-from sb3_laplace.posteriors.statistics import double, posterior_statistics
+from sb3_laplace.policies.types import PolicyStep, RecurrentStates
+from sb3_laplace.posteriors import PosteriorState
+from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
 from sb3_laplace_envs.tasks.fourier_regression import TEST_QUERY_INTERVALS, FourierRegressionVectorEnv
 
 #: Numbers of observed pairs after which predictions are evaluated
@@ -174,7 +174,7 @@ class _Agent:
         return self.policy.to_env_actions(played.actions.cpu().numpy())
 
     def predict(
-        self, obs: np.ndarray, states: RNNStates, test_inputs: np.ndarray
+        self, obs: np.ndarray, states: RecurrentStates, test_inputs: np.ndarray
     ) -> tuple[np.ndarray, GaussianMixture]:
         """What one more step would predict at each of J test inputs, in the units of y.
 
@@ -185,20 +185,20 @@ class _Agent:
             shape (N, J); and over draws from the posterior, unclipped as in training, shape (max(K, 1), N, J)
         """
         shape = len(obs), len(test_inputs)
-        size = max(1, _ROWS // max(1, self._n_inputs_kept(states.pi) // _INPUTS))
+        size = max(1, _ROWS // max(1, self._n_inputs_kept(states.pi.posterior) // _INPUTS))
         parts = []
         for first in range(0, shape[0] * shape[1], size):
             function, position = np.divmod(np.arange(first, min(first + size, shape[0] * shape[1])), shape[1])
             rows = obs[function]
             rows[:, _QUERY] = test_inputs[position]
             index = th.as_tensor(function, device=self.policy.device)
-            of_rows = RNNStates(*(tuple(part[:, index] for part in one) for one in states))
+            of_rows = RecurrentStates(states.pi.select(index), states.vf.select(index))
             parts.append(self._components(rows, of_rows))
         means, stds = (self._scale * th.cat(part, dim=1).view(-1, *shape) for part in zip(*parts, strict=True))
         drawn = slice(min(1, self._n_posterior_samples), None)
         return means[0].clamp(-self._bound, self._bound).numpy(), GaussianMixture(means[drawn], stds[drawn])
 
-    def _components(self, obs: np.ndarray, states: RNNStates) -> tuple[th.Tensor, ...]:
+    def _components(self, obs: np.ndarray, states: RecurrentStates) -> tuple[th.Tensor, ...]:
         """Means and standard deviations of the actions, at the posterior's mean and at K draws, each (1 + K, B)."""
         tensors, starts = self._observe(obs)
         step = self.policy.act(tensors, states, starts, deterministic=True)
@@ -207,7 +207,7 @@ class _Agent:
         if self._n_posterior_samples > 0:
             draws, _ = self.policy.latent_layer.draw(posterior, self._n_posterior_samples)
             latents = th.cat((latents, draws))
-        distribution = self.policy.distribution_at(tensors, latents, step.states.pi[0][-1])
+        distribution = self.policy.distribution_at(tensors, latents, step.hidden)
         if isinstance(distribution, MixtureDistribution):
             distribution = distribution.components
         normal: Any = distribution.distribution
@@ -218,9 +218,9 @@ class _Agent:
         starts = th.as_tensor(obs[:, _FIRST_STEP]).to(self.policy.latent_layer.prior_mean)
         return self.policy.obs_to_tensor(self._normalize(obs))[0], starts
 
-    def _n_inputs_kept(self, state: tuple[th.Tensor, ...]) -> int:
+    def _n_inputs_kept(self, state: PosteriorState) -> int:
         """Number of past inputs that the posterior keeps in the state, and evaluates anew at each step."""
-        empty = self.policy.initial_states(1).pi
+        empty = self.policy.latent_layer.initial_state(1)
         grown = [part.shape[now.shape.index(0)] for part, now in zip(state, empty, strict=True) if 0 in now.shape]
         return max(grown, default=0)
 
@@ -250,7 +250,7 @@ def _score(prediction: np.ndarray, predictive: GaussianMixture, targets: np.ndar
 def _statistics(played: PolicyStep) -> dict[str, np.ndarray]:
     """Entropy and KL of a step, NaN where they do not exist."""
     step = played.posterior
-    numbers = posterior_statistics(double(step.posterior), double(step.prior))
+    numbers = posterior_statistics(to_float64(step.posterior), to_float64(step.previous))
     entropy, kl = numbers["entropy"], numbers["kl_mean"] + numbers["kl_covariance"]
     return {"entropy": entropy.where(entropy.isfinite(), th.nan).cpu().numpy(), "kl": kl.cpu().numpy()}
 

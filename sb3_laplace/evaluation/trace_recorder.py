@@ -21,14 +21,13 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_laplace.checks import check_no_nan
-from sb3_laplace.cores.jacobians import hidden_jacobian
-from sb3_laplace.cores.sequences import n_states
 from sb3_laplace.evaluation.trial_store import TrialStore, check_size
+from sb3_laplace.policies import LaplaceLstmPolicy
 from sb3_laplace.policies.distributions import MixtureDistribution
-from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy, PolicyStep
+from sb3_laplace.policies.types import PolicyStep
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.posteriors.gaussian import Gaussian
-from sb3_laplace.posteriors.statistics import double, posterior_statistics
+from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
 from sb3_laplace.vec_env.infos import attribute_of, entries
 
 try:
@@ -159,9 +158,11 @@ class TraceRecorder:
     # -- statistics of a step ---------------------------------------------------------------------------
 
     def _statistics(self, obs: Any, starts: th.Tensor, played: PolicyStep) -> dict[str, th.Tensor]:
-        posterior = double(played.posterior.posterior)
+        posterior = to_float64(played.posterior.posterior)
         # q_{t-1} is what the last step has factorized already, unless a trial starts
-        prior = double(played.posterior.prior) if self._previous is None or starts.any() else self._previous
+        previous = self._previous
+        if previous is None or starts.any():
+            previous = to_float64(played.posterior.previous)
         self._previous = posterior
         noise = None if played.noise is None else played.noise.unsqueeze(2)
         # The second look at the step costs little: it takes neither a Jacobian nor a factorization
@@ -171,28 +172,23 @@ class TraceRecorder:
         if self._is_discrete:
             confidence = self._policy_over_draws(obs, played).log_prob(played.actions).exp()
         return {
-            **posterior_statistics(posterior, prior),
-            "jacobian_norm": self._jacobian_norm(obs, played),
+            **posterior_statistics(posterior, previous),
+            "jacobian_norm": self._jacobian_norm(played),
             "action_entropy": -played.log_prob if entropy is None else entropy,
             "value": played.values,
             "confidence": confidence,
         }
 
-    def _jacobian_norm(self, obs: Any, played: PolicyStep) -> th.Tensor:
+    def _jacobian_norm(self, played: PolicyStep) -> th.Tensor:
         """Frobenius norm of J_t, shape (n_envs,)."""
-        rnn, projection = self.policy.lstm_actor, self.policy.latent_layer.mean_net
-        state = played.states.pi[: n_states(rnn)]
-        if rnn.num_layers == 1:
-            inputs = self.policy._features_of(obs, self.policy.pi_features_extractor)
-        else:
-            inputs = state[0][-2]
-        jacobian = hidden_jacobian(rnn, inputs, tuple(part[-1] for part in state))
+        core, projection = self.policy.lstm_actor, self.policy.latent_layer.mean_net
+        state = played.states.pi.core
+        jacobian = core.jacobian(core.jacobian_inputs(played.features, state), state)
         if projection is None:
             return jacobian.row_norms_squared().sum(-1).sqrt()
         if self._gram is None:
             self._gram = jacobian.projected_gram(projection.weight)
-        factors = jacobian.coefficients.transpose(0, 1).flatten(1)
-        return ((factors @ self._gram) * factors).sum(-1).clamp(min=0.0).sqrt()
+        return jacobian.projected_norm_squared(self._gram).sqrt()
 
     def _policy_over_draws(self, obs: Any, played: PolicyStep) -> Distribution:
         """The action distribution averaged over draws from q_t."""
@@ -201,7 +197,7 @@ class TraceRecorder:
             latents = posterior.mean.expand(_N_DRAWS, *posterior.mean.shape)
         else:
             latents, _ = self.policy.latent_layer.draw(posterior, _N_DRAWS)
-        return self.policy.distribution_at(obs, latents, played.states.pi[0][-1])
+        return self.policy.distribution_at(obs, latents, played.hidden)
 
     def _predictions(self, obs: Any, played: PolicyStep) -> np.ndarray | None:
         """One action for each of a number of draws from q_t, as the environment takes them, (n_draws, n_envs)."""
@@ -342,14 +338,14 @@ def settings_of(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
     """What describes a trace: who played what. Values that JSON cannot hold become text."""
     policy: LaplaceLstmPolicy = model.policy  # type: ignore[assignment]
     spec = attribute_of(env, "spec", None)
-    rnn = policy.lstm_actor
+    core, own = policy.lstm_actor, policy._own_parameters
     settings = {
         "env": getattr(spec, "id", None) or type(env.unwrapped).__name__,
         "env_kwargs": {key: value for key, value in getattr(spec, "kwargs", {}).items() if key not in _MAKE_KWARGS},
         "algorithm": type(model).__name__,
         "num_timesteps": model.num_timesteps,
         "policy": type(policy).__name__,
-        "recurrent_network": f"{type(rnn).__name__}, {rnn.num_layers} x {rnn.hidden_size}",
+        "recurrent_network": f"{type(core).__name__}, {own['n_lstm_layers']} x {own['lstm_hidden_size']}",
         "posterior": type(policy.latent_layer).__name__,
         "posterior_kwargs": (model.policy_kwargs or {}).get("posterior_kwargs") or {},
         "latent_dim": policy.latent_layer.latent_dim,

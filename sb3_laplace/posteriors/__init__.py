@@ -5,6 +5,7 @@ from typing import Any
 from sb3_laplace.posteriors.base import (
     HiddenStatePosterior,
     LatentPosterior,
+    PosteriorState,
     PosteriorStep,
     Replay,
     SequenceInputs,
@@ -21,6 +22,7 @@ __all__ = [
     "LaplacePosterior",
     "LatentPosterior",
     "PointPosterior",
+    "PosteriorState",
     "PosteriorStep",
     "Replay",
     "SequenceInputs",
@@ -49,7 +51,7 @@ def make_posterior(
 
     :param posterior: a name, or a subclass of :class:`LatentPosterior`
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param input_size: number of inputs F that the core's Jacobian takes
     :param latent_dim: number of latent units D, None for the identity
     :param posterior_kwargs: further keyword arguments of the class
     :raises ValueError: if the name is unknown or an argument is out of range

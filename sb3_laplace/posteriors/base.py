@@ -4,13 +4,14 @@ Shapes: N environments, S sequences of T steps, H hidden units, D latent units, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
 
 from sb3_laplace.checks import check_integer, check_positive
+from sb3_laplace.cores import Core, CoreState
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian
 
 # At the default gain of one |J| is below 0.03 and mu far smaller than the posterior's noise: sampling
@@ -18,22 +19,28 @@ from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian
 _LATENT_GAIN = 3.0
 
 
+#: What a posterior remembers of N environments beside the core's state: tensors (N, ...), best a named tuple
+PosteriorState = tuple[th.Tensor, ...]
+
+
 class StepInputs(NamedTuple):
     """What a rollout knows of one time step of N environments.
 
-    :param rnn: the actor's recurrent network
-    :param inputs: inputs of its top layer, shape (N, F)
-    :param previous_hidden: hidden states of the top layer before the step, zero at an episode's start, shape (N, H)
-    :param rnn_state: updated state of the top layer, each (N, H)
-    :param state: the posterior's own part of the recurrent state before the step, reset where episodes start
+    :param core: the actor's memory
+    :param inputs: what its Jacobian takes beside the state, see :meth:`Core.jacobian_inputs`, shape (N, F)
+    :param previous_hidden: hidden states before the step, zero at an episode's start, shape (N, H)
+    :param hidden: hidden states after the step, shape (N, H)
+    :param core_state: the core's state after the step
+    :param state: the posterior's own state before the step, reset where episodes start
     :param episode_starts: 1 where an episode starts, shape (N,)
     """
 
-    rnn: nn.RNNBase
+    core: Core
     inputs: th.Tensor
     previous_hidden: th.Tensor
-    rnn_state: tuple[th.Tensor, ...]
-    state: tuple[th.Tensor, ...]
+    hidden: th.Tensor
+    core_state: CoreState
+    state: PosteriorState
     episode_starts: th.Tensor
 
 
@@ -41,58 +48,54 @@ class PosteriorStep:
     """What a posterior makes of one time step.
 
     :param posterior: q_t, batch of N
-    :param prior: q_{t-1}, or the prior q_0 at an episode's first step, batch of N; or a function that computes it, as
-        most steps are never asked for it
-    :param state: the posterior's own part of the recurrent state after the step, each (1, N, ...)
+    :param previous: q_{t-1}, or the prior q_0 at an episode's first step, batch of N; or a function that computes it,
+        as most steps are never asked for it
+    :param state: the posterior's own state after the step
     """
 
-    def __init__(
-        self, posterior: Gaussian, prior: Gaussian | Callable[[], Gaussian], state: tuple[th.Tensor, ...]
-    ) -> None:
+    def __init__(self, posterior: Gaussian, previous: Gaussian | Callable[[], Gaussian], state: PosteriorState) -> None:
         self.posterior = posterior
         self.state = state
-        self._prior = prior
+        self._previous = previous
 
     @property
-    def prior(self) -> Gaussian:
+    def previous(self) -> Gaussian:
         """q_{t-1}, or the prior q_0 at an episode's first step, batch of N."""
-        if not isinstance(self._prior, Gaussian):
+        if not isinstance(self._previous, Gaussian):
             with th.no_grad():
-                self._prior = self._prior()
-        return self._prior
+                self._previous = self._previous()
+        return self._previous
 
 
 class Replay(NamedTuple):
     """What the heads and the loss need of a posterior in an update.
 
     :param latents: what the heads read, shape (max(K, 1), S, T, D)
-    :param kl: KL(q_t || sg(q_{t-1})) up to terms without gradient, in nats, shape (S, T); None if not asked for
+    :param kl: function that computes KL(q_t || sg(q_{t-1})) up to terms without gradient, in nats, shape (S, T)
     """
 
     latents: th.Tensor
-    kl: th.Tensor | None
+    kl: Callable[[], th.Tensor]
 
 
 class SequenceInputs(NamedTuple):
     """What an update knows of S sequences of T steps.
 
-    :param hidden: hidden states of the top layer under the current weights, shape (S, T, H)
+    :param hidden: hidden states under the current weights, shape (S, T, H)
     :param initial_hidden: the same before the first step, shape (S, H)
-    :param initial_state: what :meth:`LatentPosterior.sequence_state` kept before the first step, each (1, S, ...)
+    :param initial_state: what :meth:`LatentPosterior.sequence_state` kept before the first step, each (S, ...)
     :param episode_starts: 1 where an episode starts, shape (S, T)
     :param noise: noise of the rollout, shape (K, S, T, D), or None to stay at the mean
-    :param kl_memory: what :meth:`LatentPosterior.kl_memory` kept of the steps of each of the S sequences, shape
-        (T, ...), or less where a sequence is shorter and padded; None if nothing
-    :param with_kl: whether the KL between successive posteriors is asked for
+    :param memory: what :meth:`LatentPosterior.memory` kept of the steps, by name; of each name a list of the S
+        sequences, each of shape (T, ...), or shorter where a sequence is padded. Empty unless the KL is asked for.
     """
 
     hidden: th.Tensor
     initial_hidden: th.Tensor
-    initial_state: tuple[th.Tensor, ...]
+    initial_state: PosteriorState
     episode_starts: th.Tensor
     noise: th.Tensor | None
-    kl_memory: list[th.Tensor] | None
-    with_kl: bool
+    memory: Mapping[str, Sequence[th.Tensor]]
 
 
 class LatentPosterior(nn.Module, ABC):
@@ -103,7 +106,7 @@ class LatentPosterior(nn.Module, ABC):
     hidden state alone, this class for one with a memory of its own.
 
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity (D = H)
     :param prior_std: standard deviation of the prior q_0 = N(0, prior_std^2 I). The default lets an agent that
         samples learn the bandit task as fast as one that does not: hidden states are small, and wider noise
@@ -133,7 +136,7 @@ class LatentPosterior(nn.Module, ABC):
     def latent_mean(self, hidden: th.Tensor) -> th.Tensor:
         """mu_t, shape (..., D).
 
-        :param hidden: hidden states of the top layer, shape (..., H)
+        :param hidden: hidden states, shape (..., H)
         """
         return hidden if self.mean_net is None else self.mean_net(hidden)
 
@@ -145,26 +148,28 @@ class LatentPosterior(nn.Module, ABC):
     # -- acting -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
-        """The posterior's own part of the recurrent state before any observation, each (1, n_envs, ...).
+    def initial_state(self, n_envs: int) -> PosteriorState:
+        """The posterior's own state before any observation, each (n_envs, ...).
 
         A dimension of size 0 is one that grows.
+
+        :param n_envs: number of environments
         """
 
     @abstractmethod
-    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+    def reset(self, state: PosteriorState, episode_starts: th.Tensor) -> PosteriorState:
         """Start again from the prior where an episode starts.
 
-        :param state: own part of the recurrent state, each (1, N, ...)
+        :param state: own state of N environments
         :param episode_starts: 1 where an episode starts, shape (N,)
         """
 
     @abstractmethod
-    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
-        """q_t as the recurrent state holds it.
+    def from_state(self, hidden: th.Tensor, state: PosteriorState) -> Gaussian:
+        """q_t as the states hold it.
 
-        :param hidden: hidden states of the top layer, shape (N, H)
-        :param state: own part of the recurrent state, each (1, N, ...)
+        :param hidden: hidden states, shape (N, H)
+        :param state: own state of N environments
         """
 
     @abstractmethod
@@ -174,11 +179,11 @@ class LatentPosterior(nn.Module, ABC):
         :param given: what is known of the step
         """
 
-    def next_mean(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
+    def next_mean(self, hidden: th.Tensor, state: PosteriorState) -> th.Tensor:
         """m_t without its precision, for the critic's bootstrap, shape (N, D).
 
-        :param hidden: updated hidden states of the top layer, shape (N, H)
-        :param state: own part of the recurrent state before the step, reset where episodes start
+        :param hidden: updated hidden states, shape (N, H)
+        :param state: own state before the step, reset where episodes start
         """
         return self.latent_mean(hidden)
 
@@ -193,13 +198,13 @@ class LatentPosterior(nn.Module, ABC):
 
     # -- updating ---------------------------------------------------------------------------------------
 
-    def sequence_state(self, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
-        """What of the own state an update needs before the first step of a sequence, each (1, N, ...)."""
+    def sequence_state(self, state: PosteriorState) -> PosteriorState:
+        """What of the own state an update needs before the first step of a sequence, each (N, ...)."""
         return ()
 
-    def kl_memory(self, step: PosteriorStep) -> th.Tensor | None:
-        """What the KL penalty needs to remember of a step, shape (N, ...); None if nothing."""
-        return None
+    def memory(self, step: PosteriorStep) -> dict[str, th.Tensor]:
+        """What the KL penalty of :meth:`replay` needs to remember of a step, by name, each of shape (N, ...)."""
+        return {}
 
     @abstractmethod
     def replay(self, inputs: SequenceInputs) -> Replay:
@@ -217,24 +222,24 @@ class HiddenStatePosterior(LatentPosterior):
 
     @abstractmethod
     def distribution(self, hidden: th.Tensor) -> Gaussian:
-        """q_t for hidden states of the top layer.
+        """q_t for hidden states.
 
         :param hidden: shape (..., H)
         :return: Gaussians with mean of shape (..., D)
         """
 
-    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
+    def initial_state(self, n_envs: int) -> PosteriorState:
         return ()
 
-    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+    def reset(self, state: PosteriorState, episode_starts: th.Tensor) -> PosteriorState:
         return state
 
-    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
+    def from_state(self, hidden: th.Tensor, state: PosteriorState) -> Gaussian:
         return self.distribution(hidden)
 
     def step(self, given: StepInputs) -> PosteriorStep:
         return PosteriorStep(
-            self.distribution(given.rnn_state[0]),
+            self.distribution(given.hidden),
             lambda: self._previous(given.previous_hidden, given.episode_starts),
             (),
         )
@@ -254,9 +259,11 @@ class HiddenStatePosterior(LatentPosterior):
         latents = posterior.mean.unsqueeze(0)
         if inputs.noise is not None:
             latents = posterior.mean + posterior.unwhiten(inputs.noise)
-        if not inputs.with_kl:
-            return Replay(latents, None)
-        with th.no_grad():
-            previous_hidden = th.cat((inputs.initial_hidden.unsqueeze(1), inputs.hidden[:, :-1]), dim=1)
-            previous = self._previous(previous_hidden, inputs.episode_starts)
-        return Replay(latents, posterior.kl(previous))
+
+        def kl() -> th.Tensor:
+            with th.no_grad():
+                previous_hidden = th.cat((inputs.initial_hidden.unsqueeze(1), inputs.hidden[:, :-1]), dim=1)
+                previous = self._previous(previous_hidden, inputs.episode_starts)
+            return posterior.kl(previous)
+
+        return Replay(latents, kl)

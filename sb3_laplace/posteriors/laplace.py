@@ -1,14 +1,47 @@
 """The Laplace posterior: the curvature of the recurrent network as a precision (paper, section 4)."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch as th
-from torch import nn
 
 from sb3_laplace.checks import check_choice, check_integer, check_positive
-from sb3_laplace.cores.jacobians import HiddenJacobian, hidden_jacobian
-from sb3_laplace.posteriors.base import LatentPosterior, PosteriorStep, Replay, SequenceInputs, StepInputs
+from sb3_laplace.cores import Core, CoreState, JacobianOperator
+from sb3_laplace.posteriors.base import (
+    LatentPosterior,
+    PosteriorState,
+    PosteriorStep,
+    Replay,
+    SequenceInputs,
+    StepInputs,
+)
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
+
+
+class LaplaceState(NamedTuple):
+    """What is remembered of N environments.
+
+    :param mean: m_t, shape (N, D)
+    :param precision: Lambda_t, shape (N, D, D) or (N, D)
+    """
+
+    mean: th.Tensor
+    precision: th.Tensor
+
+
+class WindowState(NamedTuple):
+    """The same with past inputs.
+
+    :param mean: m_t, shape (N, D)
+    :param precision: Lambda_t, shape (N, D, D) or (N, D)
+    :param inputs: past inputs of the core's Jacobian, the newest last, shape (N, L, F)
+    :param number: how many of them belong to the present episode, shape (N,); those beyond it are never read
+    """
+
+    mean: th.Tensor
+    precision: th.Tensor
+    inputs: th.Tensor
+    number: th.Tensor
 
 
 class LaplacePosterior(LatentPosterior):
@@ -25,7 +58,7 @@ class LaplacePosterior(LatentPosterior):
     anew at every step: with ``window=None`` the time of a step and the memory (N t F floats) grow as O(t).
 
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity
     :param prior_std: standard deviation of the prior
     :param covariance: "diagonal" or "full"
@@ -89,53 +122,54 @@ class LaplacePosterior(LatentPosterior):
         mean = self.prior_mean.expand(n_envs, -1)
         return self._gaussian(mean, self._scaled_identity(n_envs, self.prior_std**-2))
 
-    # -- acting: the state is (mean, precision) and, with a window, (past inputs, their number) ---------
+    # -- acting -----------------------------------------------------------------------------------------
 
-    def initial_state(self, n_envs: int) -> tuple[th.Tensor, ...]:
+    def initial_state(self, n_envs: int) -> LaplaceState | WindowState:
         prior = self.prior(n_envs)
-        state = (prior.mean.unsqueeze(0), prior.precision.unsqueeze(0))
         if not self._keeps_history:
-            return state
-        history = self.prior_mean.new_zeros(1, n_envs, 0, self.input_size)
-        return (*state, history, self.prior_mean.new_zeros(1, n_envs))
+            return LaplaceState(prior.mean, prior.precision)
+        empty = self.prior_mean.new_zeros(n_envs, 0, self.input_size)
+        return WindowState(prior.mean, prior.precision, empty, self.prior_mean.new_zeros(n_envs))
 
-    def reset(self, state: tuple[th.Tensor, ...], episode_starts: th.Tensor) -> tuple[th.Tensor, ...]:
+    def reset(self, state: PosteriorState, episode_starts: th.Tensor) -> LaplaceState | WindowState:
+        assert isinstance(state, (LaplaceState, WindowState))
         starts = episode_starts != 0
-        mean, precision, *history = state
         prior = self.prior(1)
-        mean = th.where(starts.view(1, -1, 1), prior.mean, mean)
-        precision = th.where(starts.view(1, -1, *[1] * (precision.dim() - 2)), prior.precision, precision)
-        if history:
-            # Inputs beyond the number are never read
-            history[1] = history[1] * ~starts
-        return (mean, precision, *history)
+        mean = th.where(starts.view(-1, 1), prior.mean, state.mean)
+        precision = th.where(starts.view(-1, *[1] * (state.precision.dim() - 1)), prior.precision, state.precision)
+        if isinstance(state, LaplaceState):
+            return LaplaceState(mean, precision)
+        return WindowState(mean, precision, state.inputs, state.number * ~starts)
 
-    def from_state(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> Gaussian:
-        return self._gaussian(state[0][0], state[1][0])
+    def from_state(self, hidden: th.Tensor, state: PosteriorState) -> Gaussian:
+        assert isinstance(state, (LaplaceState, WindowState))
+        return self._gaussian(state.mean, state.precision)
 
     def step(self, given: StepInputs) -> PosteriorStep:
-        rnn, inputs, rnn_state, state = given.rnn, given.inputs, given.rnn_state, given.state
-        prior = self._gaussian(state[0][0], state[1][0])
-        mean = self.next_mean(rnn_state[0], state)
-        base = prior.precision
+        state = given.state
+        previous = self.from_state(given.previous_hidden, state)
+        mean = self.next_mean(given.hidden, state)
+        base = previous.precision
         if self.factorization == "stationary":
             damping = self.prior_std**-2 if self.damping is None else self.damping
-            base = self._scaled_identity(len(inputs), damping)
+            base = self._scaled_identity(len(mean), damping)
+        updated: LaplaceState | WindowState
         with th.no_grad():
-            if self._keeps_history:
-                past, number = self._append(state[2][0], state[3][0], inputs)
-                precision = self._add_window(base, rnn, past, number, rnn_state)
-                history: tuple[th.Tensor, ...] = (past.unsqueeze(0), number.unsqueeze(0))
+            if isinstance(state, WindowState):
+                past, number = self._append(state.inputs, state.number, given.inputs)
+                precision = self._add_window(base, given.core, past, number, given.core_state)
+                updated = WindowState(mean, precision, past, number)
             else:
-                precision = self._add_curvature(base, hidden_jacobian(rnn, inputs, rnn_state))
-                history = ()
-        return PosteriorStep(
-            self._gaussian(mean, precision), prior, (mean.unsqueeze(0), precision.unsqueeze(0), *history)
-        )
+                precision = self._add_curvature(base, given.core.jacobian(given.inputs, given.core_state))
+                updated = LaplaceState(mean, precision)
+        return PosteriorStep(self._gaussian(mean, precision), previous, updated)
 
-    def next_mean(self, hidden: th.Tensor, state: tuple[th.Tensor, ...]) -> th.Tensor:
+    def next_mean(self, hidden: th.Tensor, state: PosteriorState) -> th.Tensor:
         mean = self.latent_mean(hidden)
-        return mean + state[0][0] if self.sum_means else mean
+        if not self.sum_means:
+            return mean
+        assert isinstance(state, (LaplaceState, WindowState))
+        return mean + state.mean
 
     def _append(self, history: th.Tensor, number: th.Tensor, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Add an input to the history; what no environment reads any more is dropped.
@@ -151,7 +185,7 @@ class LaplacePosterior(LatentPosterior):
         past = th.cat((history, inputs.unsqueeze(1)), dim=1)
         return past[:, past.shape[1] - longest :].contiguous(), number
 
-    def _add_curvature(self, base: th.Tensor, jacobian: HiddenJacobian) -> th.Tensor:
+    def _add_curvature(self, base: th.Tensor, jacobian: JacobianOperator) -> th.Tensor:
         """``base + J J^T`` or its diagonal, for one input in each environment."""
         if self.covariance == "diagonal" and self.mean_net is None:
             return base + jacobian.row_norms_squared()
@@ -167,20 +201,16 @@ class LaplacePosterior(LatentPosterior):
         return precision
 
     def _add_window(
-        self,
-        base: th.Tensor,
-        rnn: nn.RNNBase,
-        past: th.Tensor,
-        number: th.Tensor,
-        rnn_state: tuple[th.Tensor, ...],
+        self, base: th.Tensor, core: Core, past: th.Tensor, number: th.Tensor, core_state: CoreState
     ) -> th.Tensor:
         """``base + sum_i J(e_i) J(e_i)^T`` or its diagonal, over the past inputs of each environment.
 
         :param past: past inputs, the newest last, shape (N, L, F)
         :param number: how many of them are in the sum, shape (N,)
+        :param core_state: state at which all of them are evaluated
         """
         length = past.shape[1]
-        jacobian = hidden_jacobian(rnn, past, tuple(part.unsqueeze(1) for part in rnn_state))
+        jacobian = core.jacobian(past, core_state)
         in_sum = th.arange(length, device=past.device) >= length - number.unsqueeze(1)
         weight = in_sum.to(past.dtype)
         if self.normalize:
@@ -207,27 +237,29 @@ class LaplacePosterior(LatentPosterior):
 
     # -- updating ---------------------------------------------------------------------------------------
 
-    def sequence_state(self, state: tuple[th.Tensor, ...]) -> tuple[th.Tensor, ...]:
-        return (state[0],) if self.sum_means else ()
+    def sequence_state(self, state: PosteriorState) -> PosteriorState:
+        if not self.sum_means:
+            return ()
+        assert isinstance(state, (LaplaceState, WindowState))
+        return (state.mean,)
 
-    def kl_memory(self, step: PosteriorStep) -> th.Tensor | None:
-        return step.prior.precision
+    def memory(self, step: PosteriorStep) -> dict[str, th.Tensor]:
+        return {"previous_precision": step.previous.precision}
 
     def replay(self, inputs: SequenceInputs) -> Replay:
         mean = self.latent_mean(inputs.hidden)
-        previous = None
+        sums = None
         if self.sum_means:
-            previous = self._previous_sums(mean, inputs)
-            mean = mean + previous
-        latents = mean.unsqueeze(0) if inputs.noise is None else mean + inputs.noise
-        if not inputs.with_kl:
-            return Replay(latents, None)
-        if previous is None:
-            previous = self._previous_means(mean, inputs)
-        assert inputs.kl_memory is not None
-        return Replay(latents, self._mean_part_of_kl(mean - previous, inputs.kl_memory))
+            sums = self._previous_sums(mean, inputs)
+            mean = mean + sums
 
-    def _mean_part_of_kl(self, moved: th.Tensor, precisions: list[th.Tensor]) -> th.Tensor:
+        def kl() -> th.Tensor:
+            previous = self._previous_means(mean, inputs) if sums is None else sums
+            return self._mean_part_of_kl(mean - previous, inputs.memory["previous_precision"])
+
+        return Replay(mean.unsqueeze(0) if inputs.noise is None else mean + inputs.noise, kl)
+
+    def _mean_part_of_kl(self, moved: th.Tensor, precisions: Sequence[th.Tensor]) -> th.Tensor:
         """``d^T Lambda d / 2``, the part of the KL with a gradient, shape (S, T).
 
         The covariance part is constant: no gradient flows through a precision.
@@ -261,7 +293,7 @@ class LaplacePosterior(LatentPosterior):
         """Summed means before each step: of the episode's steps so far, shape (S, T, D)."""
         (initial,) = inputs.initial_state
         # Sums before each step over the whole sequence, less what came before the episode's start
-        total = th.cat((initial[0].unsqueeze(1), mean[:, :-1]), dim=1).cumsum(1)
+        total = th.cat((initial.unsqueeze(1), mean[:, :-1]), dim=1).cumsum(1)
         steps = th.arange(mean.shape[1], device=mean.device)
         last_start = th.where(inputs.episode_starts != 0, steps, -1).cummax(1).values
         before = total.gather(1, last_start.clamp(min=0).unsqueeze(-1).expand_as(total))

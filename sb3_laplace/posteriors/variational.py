@@ -21,7 +21,7 @@ class VariationalPosterior(HiddenStatePosterior):
     clamped to [-10, 2], and the D (D - 1) / 2 entries of T, row by row, are linear in h_t.
 
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs of the recurrent network's top layer, F
+    :param input_size: number of inputs F that the core's Jacobian takes
     :param latent_dim: number of latent units D, None for the identity
     :param prior_std: standard deviation of the prior, and of the posterior before training
     :param covariance: "diagonal" or "full"

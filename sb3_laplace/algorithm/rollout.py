@@ -1,0 +1,111 @@
+"""Collecting rollouts with a policy that has a posterior."""
+
+import numpy as np
+import torch as th
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
+from sb3_laplace.algorithm.losses import LossTerm, RolloutStep
+from sb3_laplace.algorithm.step_data import truncated_values
+from sb3_laplace.checks import check_no_nan
+from sb3_laplace.policies import LaplaceLstmPolicy
+from sb3_laplace.policies.types import RecurrentStates
+
+
+class PosteriorRollouts(RecurrentPPO):
+    """RecurrentPPO whose rollouts act on a posterior, and store what the terms of the loss need of every step."""
+
+    policy: LaplaceLstmPolicy
+    rollout_buffer: SequenceRolloutBuffer
+    loss_terms: list[LossTerm]
+    _last_lstm_states: RecurrentStates  # type: ignore[assignment]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the rollout buffer by acting on (draws of) the posterior.
+
+        Callbacks find in their ``locals`` what SB3's have, and ``step``, the
+        :class:`~sb3_laplace.policies.types.PolicyStep` with the posterior.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: the buffer to fill
+        :param n_rollout_steps: number of steps to collect per environment
+        :return: False if the callback ended the rollout prematurely
+        :raises ValueError: if an observation holds NaN or a value is not finite
+        """
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
+        assert self._last_obs is not None, "No previous observation was provided"
+        assert self._last_episode_starts is not None
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        states = self._last_lstm_states
+        for term in self.loss_terms:
+            term.begin_rollout(env)
+        stored_terms = [term for term in self.loss_terms if term.is_stored]
+
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            check_no_nan(self._last_obs)
+            episode_starts: np.ndarray = self._last_episode_starts
+            with th.inference_mode():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                starts_tensor = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
+                step = self.policy.act(obs_tensor, states, starts_tensor)
+            values, log_probs = step.values, step.log_prob
+            actions = step.actions.cpu().numpy()
+            clipped_actions = self.policy.to_env_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            taken = RolloutStep(step, new_obs, rewards, dones, infos)
+            columns = {name: column for term in stored_terms for name, column in term.columns(taken).items()}
+            memory = {name: tensor for term in stored_terms for name, tensor in term.memory(taken).items()}
+            if dones.any():
+                self._update_info_buffer(infos, dones)
+                truncated, last_values = truncated_values(self.policy, dones, infos, step.states)
+                rewards = rewards.copy()
+                rewards[truncated] += self.gamma * last_values
+            with th.inference_mode():
+                rollout_buffer.add(
+                    obs_tensor,
+                    step.actions,
+                    rewards,
+                    episode_starts,
+                    values,
+                    log_probs,
+                    lstm_states=self.policy.sequence_states(states),
+                    noise=step.noise,
+                    columns=columns,
+                    memory=memory,
+                )
+            states = step.states
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+            self._last_lstm_states = states
+
+        with th.inference_mode():
+            starts_tensor = th.as_tensor(dones, dtype=th.float32, device=self.device)
+            obs_tensor = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
+            values = self.policy.predict_values(obs_tensor, states.vf, starts_tensor)
+        if not np.isfinite(rollout_buffer.values).all():
+            raise ValueError(
+                "The policy's values are not finite any more: the weights have diverged. "
+                "Lower learning_rate or max_grad_norm, or normalize observations and rewards (VecNormalize)."
+            )
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True

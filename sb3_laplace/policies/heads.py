@@ -1,0 +1,95 @@
+"""From features and latents to actions and values: what the heads read, and the policy over K latents."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_laplace.policies.distributions import mix
+from sb3_laplace.policies.latent_policy import LatentPolicy
+from sb3_laplace.posteriors.gaussian import Gaussian
+
+
+class HeadsPolicy(LatentPolicy):
+    """The heads of :class:`~sb3_laplace.LaplaceLstmPolicy`."""
+
+    def _build_mlp_extractor(self) -> None:
+        """Heads of the sizes that actor and critic read, which may differ."""
+        super()._build_mlp_extractor()
+        hidden_size = self._own_parameters["lstm_hidden_size"]
+        if not self.shared_lstm and self.lstm_output_dim != hidden_size:
+            critic = MlpExtractor(hidden_size, self.net_arch, self.activation_fn, self.device)
+            self.mlp_extractor.value_net = critic.value_net
+            self.mlp_extractor.latent_dim_vf = critic.latent_dim_vf
+
+    def _features_of(self, obs: PyTorchObs, extractor: Any) -> th.Tensor:
+        """Features of one extractor, shape (B, F)."""
+        # Skips ActorCriticPolicy, which warns about an extractor of its own choice (as sb3-contrib does)
+        features = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        return features.to(self.latent_layer.prior_mean.dtype)
+
+    def _features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Features of actor and critic, each (B, F)."""
+        features = self._features_of(obs, self.pi_features_extractor)
+        if self.share_features_extractor:
+            return features, features
+        return features, self._features_of(obs, self.vf_features_extractor)
+
+    def _draw(self, posterior: Gaussian, deterministic: bool) -> tuple[th.Tensor, th.Tensor | None]:
+        """Latents (max(K, 1), N, D) and their noise."""
+        if deterministic or self.n_posterior_samples == 0 or self.latent_layer.is_point:
+            return posterior.mean.unsqueeze(0), None
+        return self.latent_layer.draw(posterior, self.n_posterior_samples)
+
+    def _head_input(self, latents: th.Tensor, hidden: th.Tensor, features: th.Tensor) -> th.Tensor:
+        """What the heads read, shape (K, B, .)."""
+        if not self.head_inputs:
+            return latents
+        extra = {"hidden": hidden, "features": features}
+        beside = [extra[name].expand(len(latents), -1, -1) for name in self.head_inputs]
+        return th.cat((latents, *beside), dim=-1)
+
+    def _critic_input(self, features: th.Tensor, hidden: th.Tensor | None) -> th.Tensor:
+        """What a critic apart from the actor reads, shape (1, B, H): its own core's output, or its own layer."""
+        if self.lstm_critic is not None:
+            assert hidden is not None
+            return hidden.unsqueeze(0)
+        assert self.critic is not None
+        return self.critic(features).unsqueeze(0)
+
+    def _mixture(self, heads: th.Tensor) -> Distribution:
+        """Mixture over K of the action distributions of heads (K, B, .)."""
+        latent_pi = self.mlp_extractor.forward_actor(heads.flatten(0, 1))
+        return mix(self._get_action_dist_from_latent, latent_pi, len(heads))
+
+    def _values(self, heads: th.Tensor) -> th.Tensor:
+        """Mean over K of the values of heads (K, B, .), shape (B, 1)."""
+        values = self.value_net(self.mlp_extractor.forward_critic(heads.flatten(0, 1)))
+        return values if len(heads) == 1 else values.view(len(heads), -1, 1).mean(0)
+
+    def distribution_at(self, obs: PyTorchObs, latents: th.Tensor, hidden: th.Tensor) -> Distribution:
+        """Action distribution where the heads read given latents instead of draws of the policy's own.
+
+        :param obs: observations of N environments
+        :param latents: shape (K, N, D)
+        :param hidden: hidden states after the observations, shape (N, H), see :attr:`PolicyStep.hidden
+            <sb3_laplace.policies.types.PolicyStep>`
+        :return: the mixture over the K latents
+        """
+        return self._mixture(self._head_input(latents, hidden, self._features_of(obs, self.pi_features_extractor)))
+
+    def to_env_actions(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment takes them: unscaled if they were squashed, else clipped to the bounds.
+
+        :param actions: as the policy returned them, shape (N, ...)
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.squash_output:
+            return self.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
