@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 
 def check_integer(name: str, value: Any, minimum: int) -> int:
@@ -48,30 +49,48 @@ def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_no_nan(observation: np.ndarray | dict[str, np.ndarray] | tuple | None) -> None:
+def is_no_choice(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """Which numbers are no action of a discrete space as SB3 has them: counted from 0, whatever the space starts at.
+
+    :param actions: numbers, shape (n, *space.shape)
+    :param space: Discrete, MultiDiscrete or MultiBinary
+    :return: booleans of the same shape
+    """
+    most: Any = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
+    return (actions < 0) | (actions >= most) | (actions % 1 != 0)
+
+
+def check_no_nan(observation: np.ndarray | dict[str, np.ndarray] | tuple | None, where: str = "") -> None:
     """Refuse observations with NaN.
 
+    :param observation: observations of one environment or of several
+    :param where: where they come from, for the message
     :raises ValueError: naming the key (of a Dict space) and the first index concerned
     """
     parts = observation.items() if isinstance(observation, dict) else [("", observation)]
     for key, value in parts:
         array = np.asarray(value)
         if array.dtype.kind == "f" and np.isnan(array).any():
-            where = f" (key {key!r})" if key else ""
+            of_key = f" (key {key!r})" if key else ""
             first = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
-            raise ValueError(f"observation{where} holds NaN, first at index {first}; check the environment's output.")
+            raise ValueError(
+                f"observation{of_key}{where} holds NaN, first at index {first}; check the environment's output."
+            )
 
 
-def check_lstm_kwargs(lstm_kwargs: dict[str, Any] | None) -> None:
-    """Check that the recurrent module steps through time and that its output is its hidden state.
+def check_observation_space(space: spaces.Space) -> None:
+    """Refuse observation spaces that Stable-Baselines3 cannot turn into tensors.
 
-    :raises ValueError: naming the keyword
+    :param space: observation space
+    :raises ValueError: naming the part concerned
     """
-    for name, value in (lstm_kwargs or {}).items():
-        if name in ("proj_size", "bidirectional", "batch_first") and value:
-            raise ValueError(f"lstm_kwargs[{name!r}] = {value!r} is not supported; leave it out.")
-        if name == "nonlinearity" and value != "tanh":
-            raise ValueError(f"lstm_kwargs['nonlinearity'] must be 'tanh', got {value!r}.")
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        if not isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)):
+            of_key = f" under key {key!r}" if key else ""
+            raise ValueError(
+                f"the observation space holds {part}{of_key}, which no policy reads: drop or encode it with a wrapper "
+                "(gymnasium.wrappers.FilterObservation, TransformObservation)."
+            )
 
 
 def check_state(state: Any, shapes: list[tuple[int, ...]], n_envs: int | None) -> None:
@@ -88,7 +107,7 @@ def check_state(state: Any, shapes: list[tuple[int, ...]], n_envs: int | None) -
             f"state must be the tuple of {len(shapes)} arrays that predict() of this policy returns, got {got}."
         )
     if n_envs is None:
-        n_envs = np.shape(state[0])[1] if np.ndim(state[0]) == 3 else 1
+        n_envs = np.shape(state[0])[1] if np.ndim(state[0]) >= 2 else 1
     for index, (array, one) in enumerate(zip(state, shapes, strict=True)):
         found = np.shape(array)
         expected = (one[0], n_envs, *one[2:])

@@ -145,7 +145,7 @@ def test_nan_observations() -> None:
             return (obs * np.nan, *rest)
 
     model = small_model(make_vec_env(Broken, n_envs=2))
-    with pytest.raises(ValueError, match=r"observation holds NaN, first at index \(0, 0\)"):
+    with pytest.raises(ValueError, match=r"observation after step 0 of the rollout holds NaN, first at index \(0, 0\)"):
         model.learn(100)
     # The model is not lost
     assert np.isfinite(model.policy.parameters_to_vector()).all()

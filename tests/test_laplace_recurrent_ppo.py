@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
+from sb3_laplace import LaplacePosterior, LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from tests.helpers import ACTION_SPACES, CRITICS, RandomEnv, randomize
 
 POSTERIORS: dict[str, dict[str, Any]] = {
@@ -267,12 +267,16 @@ def test_saved_is_the_same_and_trains_on(posterior: str, tmp_path: Path) -> None
     assert not np.array_equal(before, loaded.policy.parameters_to_vector())
 
 
-def test_the_default_prior_is_saved(tmp_path: Path) -> None:
+def test_the_default_prior_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     model.save(tmp_path / "model")
-    assert model.policy_kwargs["posterior_kwargs"] == {"prior_std": model.policy.latent_layer.prior_std}
+    assert model.posterior_settings == {"prior_std": model.policy.latent_layer.prior_std}
+    monkeypatch.setattr(
+        LaplacePosterior.__init__, "__defaults__", (None, 7.0, *LaplacePosterior.__init__.__defaults__[2:])
+    )
+    assert small_model().policy.latent_layer.prior_std == 7.0
     loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu")
-    assert loaded.policy.latent_layer.prior_std == model.policy.latent_layer.prior_std
+    assert loaded.policy.latent_layer.prior_std == model.policy.latent_layer.prior_std != 7.0
 
 
 def test_set_env_with_another_number_of_environments(tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def test_rewards_under_vec_normalize_are_the_environments() -> None:
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (np.array([0, 1, 3]), r"actions must lie in Discrete\(3\), got 3"),
-        (np.array([0, 1, -1]), r"actions must lie in Discrete\(3\), got -1"),
-        (np.array([0.5, 1.0, 0.0]), r"actions must lie in Discrete\(3\), got 0.5"),
+        (np.array([0, 1, 3]), r"actions must lie in Discrete\(3\), counted from 0, got 3"),
+        (np.array([0, 1, -1]), r"actions must lie in Discrete\(3\), counted from 0, got -1"),
+        (np.array([0.5, 1.0, 0.0]), r"actions must lie in Discrete\(3\), counted from 0, got 0.5"),
         (np.array([0, 1]), r"actions must be finite numbers of shape \(3,\), got int64 of \(2,\)"),
         ("left", r"actions must be finite numbers of shape \(3,\)"),
     ],

@@ -66,6 +66,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         """Memory of the stored tensors, in bytes."""
         return sum(part.numel() * part.element_size() for part in (*self._stored.values(), *self._states.values()))
 
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
+        """Observations as SB3's buffers have them, shape (n_steps, n_envs, ...), or a dict of these."""
+        prefix = "observations/"
+        parts = {key.removeprefix(prefix): self._as_numpy(key) for key in self._stored if key.startswith(prefix)}
+        return parts.get("", parts)
+
+    @property
+    def actions(self) -> np.ndarray:  # type: ignore[override]
+        """Actions as the policy returned them, shape (n_steps, n_envs, ...)."""
+        return self._as_numpy("action")
+
+    def _as_numpy(self, name: str) -> np.ndarray:
+        return self._stored[name].transpose(0, 1).cpu().numpy()
+
     def add(  # type: ignore[override]
         self,
         obs: TensorOrDict,
@@ -119,18 +134,21 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def _store(self, name: str, value: th.Tensor) -> None:
-        if name not in self._stored:
-            shape = (self.n_envs, self.buffer_size, *value.shape[1:])
-            # Policies compute in float32 whatever the space's own floating point type
-            dtype = th.float32 if value.dtype == th.float64 and "observations/" in name else value.dtype
+        # Policies compute in float32 whatever the space's own floating point type
+        dtype = th.float32 if value.dtype == th.float64 and "observations/" in name else value.dtype
+        shape = (self.n_envs, self.buffer_size, *value.shape[1:])
+        stored = self._stored.get(name)
+        # Shape and type change between rollouts with the number of samples, or the policy's own type
+        if stored is None or (self.pos == 0 and (stored.shape, stored.dtype) != (shape, dtype)):
             self._stored[name] = th.zeros(shape, dtype=dtype, device=self.device)
         self._stored[name][:, self.pos] = value
 
     def _store_state(self, name: str, chunk: int, value: th.Tensor) -> None:
         # (layers, n_envs, ...) -> (layers, n_envs, n_chunks, ...): a sequence is one entry of the two middle ones
-        if name not in self._states:
-            layers, n_envs, *rest = value.shape
-            shape = (layers, n_envs, len(self.chunk_starts), *rest)
+        layers, n_envs, *rest = value.shape
+        shape = (layers, n_envs, len(self.chunk_starts), *rest)
+        stored = self._states.get(name)
+        if stored is None or (chunk == 0 and (stored.shape, stored.dtype) != (shape, value.dtype)):
             self._states[name] = th.zeros(shape, dtype=value.dtype, device=self.device)
         self._states[name][:, :, chunk] = value
 

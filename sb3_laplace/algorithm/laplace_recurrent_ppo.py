@@ -3,20 +3,22 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, RewardTerm, total_loss
 from sb3_laplace.algorithm.rollout import PosteriorRollouts
-from sb3_laplace.checks import check_integer
+from sb3_laplace.checks import check_integer, check_observation_space
 from sb3_laplace.policies.laplace_lstm_policy import (
     LaplaceCnnLstmPolicy,
     LaplaceLstmPolicy,
@@ -24,6 +26,7 @@ from sb3_laplace.policies.laplace_lstm_policy import (
 )
 from sb3_laplace.policies.types import SequenceRolloutBufferSamples
 from sb3_laplace.posteriors import LatentPosterior
+from sb3_laplace.vec_env import GymnasiumVecEnv
 
 #: The largest power of ten that cost the bandit task less than a tenth of its learning speed
 DEFAULT_KL_COEF = 1e-4
@@ -36,9 +39,12 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
 
     A drop-in for sb3-contrib's :class:`~sb3_contrib.RecurrentPPO`: between the LSTM and the heads stands a
     posterior (by default the Laplace approximation of the recurrent state), which is watched, sampled
-    and, with ``kl_coef``, regularised. With K = 0 samples and kl_coef = 0 it optimises what RecurrentPPO
-    optimises. Minibatches are whole sequences. ``ent_coef``, ``kl_coef``, ``policy_coef``, ``target_coef`` and
-    ``reward_coef`` may be functions of the progress remaining (from 1 to 0).
+    and, with ``kl_coef``, regularised. Minibatches are whole sequences. ``ent_coef``, ``kl_coef``, ``policy_coef``,
+    ``target_coef`` and ``reward_coef`` may be functions of the progress remaining (from 1 to 0).
+
+    With the identity latent, K = 0 samples and kl_coef = 0 it optimises what RecurrentPPO optimises, provided that the
+    critic has an LSTM of its own or none. With ``shared_lstm=True`` the critic's gradient also flows into the LSTM,
+    unless ``detach_critic=True`` keeps it out as RecurrentPPO does.
 
     Paper: de Vries, He, de Weerdt, Spaan, "Bayesian Meta-Reinforcement Learning with Laplace Variational
     Recurrent Networks", RLC 2025, https://arxiv.org/abs/2505.18591
@@ -134,6 +140,11 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         self.target_coef = target_coef
         self.reward_coef = reward_coef
         self.decode_window = decode_window
+        # Keywords of the posterior that are settled when the model is built, or calibrated, and whether it has a
+        # decoder of rewards. They are saved with it: a later version may have other defaults. policy_kwargs stay as
+        # they were given, which SB3's load compares.
+        self.posterior_settings: dict[str, Any] = {}
+        self.has_reward_decoder = False
         super().__init__(
             policy,
             env,
@@ -161,6 +172,13 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
             _init_setup_model=_init_setup_model,
         )
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, VectorEnv):
+            env = GymnasiumVecEnv(env)
+        check_observation_space(env.observation_space)
+        return PosteriorRollouts._wrap_env(env, verbose, monitor_wrapper)
+
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(f"policy must be one of {list(self.policy_aliases)} or a subclass, got {policy_name!r}.")
@@ -175,8 +193,13 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         if not issubclass(self.policy_class, LaplaceLstmPolicy):
             raise ValueError(
                 f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
-                "this is no LaplaceRecurrentPPO model or policy."
+                "this is no LaplaceRecurrentPPO model or policy. LaplaceRecurrentPPO.from_recurrent_ppo converts a "
+                "model of RecurrentPPO."
             )
+        check_integer("n_steps", self.n_steps, minimum=1)
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, minimum=1)
+        check_integer("n_epochs", self.n_epochs, minimum=1)
         for term in self.loss_terms:
             term.check_arguments()
         if self.sequence_length is None:
@@ -196,21 +219,15 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         sequence_length = self._check_arguments()
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        needs_decoder = any(isinstance(term, RewardTerm) and term.is_on for term in self.loss_terms)
-        if needs_decoder and self.policy_kwargs.get("reward_decoder_kwargs") is None:
-            self.policy_kwargs = {**self.policy_kwargs, "reward_decoder_kwargs": {}}
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
             self.lr_schedule,
             use_sde=self.use_sde,
-            **self.policy_kwargs,
+            **self._complete_policy_kwargs(),
         ).to(self.device)
         if isinstance(self.policy._own_parameters["posterior"], str):
-            # Saved with the model: a later version may have another default
-            given = self.policy_kwargs.get("posterior_kwargs") or {}
-            resolved = {**given, "prior_std": self.policy.latent_layer.prior_std}
-            self.policy_kwargs = {**self.policy_kwargs, "posterior_kwargs": resolved}
+            self.posterior_settings = {"prior_std": self.policy.latent_layer.prior_std, **self.posterior_settings}
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
         for term in self.loss_terms:
@@ -234,6 +251,26 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _complete_policy_kwargs(self) -> dict[str, Any]:
+        """The policy's keywords, with what training and calibration have settled since they were given."""
+        kwargs = dict(self.policy_kwargs)
+        needs_decoder = any(isinstance(term, RewardTerm) and term.is_on for term in self.loss_terms)
+        if kwargs.get("reward_decoder_kwargs") is None and (needs_decoder or self.has_reward_decoder):
+            kwargs["reward_decoder_kwargs"] = {}
+        self.has_reward_decoder = kwargs.get("reward_decoder_kwargs") is not None
+        if self.posterior_settings:
+            kwargs["posterior_kwargs"] = {**(kwargs.get("posterior_kwargs") or {}), **self.posterior_settings}
+        return kwargs
+
+    def set_posterior_settings(self, **settings: Any) -> None:
+        """Record what calibration has found, to be saved with the model. The latent layer itself is not changed.
+
+        :param settings: keywords of the posterior, which take precedence over those that the model was made with
+        """
+        self.posterior_settings = {**self.posterior_settings, **settings}
+        own = self.policy._own_parameters
+        own["posterior_kwargs"] = {**own["posterior_kwargs"], **settings}
 
     def _excluded_save_params(self) -> list[str]:
         # Both are made anew by _setup_model
@@ -268,7 +305,7 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         posterior_kwargs: dict[str, Any] | None = None,
         n_posterior_samples: int = 0,
         posterior: str | type[LatentPosterior] = "laplace",
-        latent_dim: int | None = None,
+        latent_dim: int | Literal["keep"] | None = "keep",
         kl_coef: float | Schedule = 0.0,
         device: th.device | str = "auto",
     ) -> SelfLaplaceRecurrentPPO:
@@ -278,14 +315,15 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         the posterior is there: ``model.policy.posterior(state)``. Training can go on from it. Weights that
         exist in both agents are kept; where the posterior or a latent_dim brings others they are
         initialised, and the log says which. A LaplaceRecurrentPPO model can be given another posterior the same
-        way. Loading a zip runs the pickled code in it, as SB3 does.
+        way; it keeps what it has unless asked. Loading a zip runs the pickled code in it, as SB3 does.
 
         :param model_or_path: a sb3-contrib RecurrentPPO model, or its zip
-        :param env: environment to go on with; by default the model's own
-        :param posterior_kwargs: keywords of the posterior
+        :param env: environment to go on with, of any number of copies; by default the model's own
+        :param posterior_kwargs: keywords of the posterior. None keeps those of a model of ours whose posterior stays.
         :param n_posterior_samples: number of samples K to act on; 0 acts as before
         :param posterior: name or class of the posterior
-        :param latent_dim: number of latent units; None for the identity, which keeps the agent what it is
+        :param latent_dim: number of latent units, None for the identity. "keep" is what the model has: the identity for
+            RecurrentPPO, the projection (and its weights) for a model of ours.
         :param kl_coef: coefficient of the KL in training that goes on
         :param device: device of the converted model
         :raises ValueError: if the model is not a recurrent one, or its policy is a custom class
@@ -298,7 +336,7 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
             model_or_path,
             env,
             device,
-            posterior_kwargs=posterior_kwargs or {},
+            posterior_kwargs=posterior_kwargs,
             n_posterior_samples=n_posterior_samples,
             posterior=posterior,
             latent_dim=latent_dim,
@@ -358,7 +396,12 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
-        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not norm.isfinite():
+            raise ValueError(
+                f"The norm of the gradient is {norm.item()}. Lower learning_rate, or normalize observations and "
+                "rewards (VecNormalize). The weights are still those before this step: model.save() works."
+            )
         self.policy.optimizer.step()
 
     def _loss(self, samples: SequenceRolloutBufferSamples, terms: list[LossTerm]) -> tuple[th.Tensor, dict[str, float]]:

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import LossTerm, RolloutStep
-from sb3_laplace.algorithm.step_data import truncated_values
+from sb3_laplace.algorithm.step_data import check_step, truncated_values
 from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies import LaplaceLstmPolicy
 from sb3_laplace.policies.types import RecurrentStates
@@ -37,7 +37,7 @@ class PosteriorRollouts(RecurrentPPO):
         :param rollout_buffer: the buffer to fill
         :param n_rollout_steps: number of steps to collect per environment
         :return: False if the callback ended the rollout prematurely
-        :raises ValueError: if an observation holds NaN or a value is not finite
+        :raises ValueError: if an observation holds NaN, a reward or a value is not finite, or K changes meanwhile
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
         assert self._last_obs is not None, "No previous observation was provided"
@@ -47,20 +47,23 @@ class PosteriorRollouts(RecurrentPPO):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
-        states = self._last_lstm_states
+        # The policy's type may have been changed, as by policy.double()
+        lstm_states = self._last_lstm_states.to(self.policy.latent_layer.prior_mean)
         for term in self.loss_terms:
             term.begin_rollout(env)
         stored_terms = [term for term in self.loss_terms if term.is_stored]
+        n_samples = self.policy.n_posterior_samples
+        check_no_nan(self._last_obs)
 
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            check_no_nan(self._last_obs)
             episode_starts: np.ndarray = self._last_episode_starts
-            with th.inference_mode():
+            # Not inference_mode: callbacks may use the tensors in what they differentiate
+            with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
                 starts_tensor = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
-                step = self.policy.act(obs_tensor, states, starts_tensor)
+                step = self.policy.act(obs_tensor, lstm_states, starts_tensor)
             values, log_probs = step.values, step.log_prob
             actions = step.actions.cpu().numpy()
             clipped_actions = self.policy.to_env_actions(actions)
@@ -70,15 +73,21 @@ class PosteriorRollouts(RecurrentPPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
+            check_step(new_obs, rewards, dones, infos, n_steps)
+            if self.policy.n_posterior_samples != n_samples:
+                raise ValueError(
+                    f"n_posterior_samples was changed from {n_samples} to {self.policy.n_posterior_samples} inside a "
+                    "rollout; change it between rollouts (_on_rollout_start or _on_rollout_end of a callback)."
+                )
             taken = RolloutStep(step, new_obs, rewards, dones, infos)
-            columns = {name: column for term in stored_terms for name, column in term.columns(taken).items()}
-            memory = {name: tensor for term in stored_terms for name, tensor in term.memory(taken).items()}
-            if dones.any():
-                self._update_info_buffer(infos, dones)
-                truncated, last_values = truncated_values(self.policy, dones, infos, step.states)
-                rewards = rewards.copy()
-                rewards[truncated] += self.gamma * last_values
-            with th.inference_mode():
+            with th.no_grad():
+                columns = {name: column for term in stored_terms for name, column in term.columns(taken).items()}
+                memory = {name: tensor for term in stored_terms for name, tensor in term.memory(taken).items()}
+                if dones.any():
+                    self._update_info_buffer(infos, dones)
+                    truncated, last_values = truncated_values(self.policy, dones, infos, step.states)
+                    rewards = rewards.copy()
+                    rewards[truncated] += self.gamma * last_values
                 rollout_buffer.add(
                     obs_tensor,
                     step.actions,
@@ -86,21 +95,21 @@ class PosteriorRollouts(RecurrentPPO):
                     episode_starts,
                     values,
                     log_probs,
-                    lstm_states=self.policy.sequence_states(states),
+                    lstm_states=self.policy.sequence_states(lstm_states),
                     noise=step.noise,
                     columns=columns,
                     memory=memory,
                 )
-            states = step.states
+            lstm_states = step.states
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
-            self._last_lstm_states = states
+            self._last_lstm_states = lstm_states
 
-        with th.inference_mode():
+        with th.no_grad():
             starts_tensor = th.as_tensor(dones, dtype=th.float32, device=self.device)
             obs_tensor = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
-            values = self.policy.predict_values(obs_tensor, states.vf, starts_tensor)
-        if not np.isfinite(rollout_buffer.values).all():
+            values = self.policy.predict_values(obs_tensor, lstm_states.vf, starts_tensor)
+        if not (np.isfinite(rollout_buffer.values).all() and values.isfinite().all()):
             raise ValueError(
                 "The policy's values are not finite any more: the weights have diverged. "
                 "Lower learning_rate or max_grad_norm, or normalize observations and rewards (VecNormalize)."

@@ -6,7 +6,9 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies import LaplaceLstmPolicy
 from sb3_laplace.policies.types import RecurrentStates
 
@@ -24,7 +26,32 @@ def terminal_observations(infos: list[dict[str, Any]], indices: list[int], space
     return np.stack(last)
 
 
-@th.inference_mode()
+def check_step(
+    new_obs: VecEnvObs, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], n_steps: int
+) -> None:
+    """Refuse what would make the weights NaN, before it is stored.
+
+    :param new_obs: observations after the step
+    :param rewards: shape (n_envs,)
+    :param dones: shape (n_envs,)
+    :param infos: one dict per environment
+    :param n_steps: how many steps of the rollout came before
+    :raises ValueError: naming the environment and what is NaN, or infinite in the rewards
+    """
+    finite = np.isfinite(rewards)
+    if not finite.all():
+        index = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"environment {index} returned the reward {rewards[index]} at step {n_steps} of the rollout; rewards must "
+            "be finite."
+        )
+    check_no_nan(new_obs, f" after step {n_steps} of the rollout")
+    for ended in np.flatnonzero(dones):
+        last = infos[ended].get("terminal_observation")
+        check_no_nan(last, f" at the end of an episode of environment {ended}, at step {n_steps} of the rollout,")
+
+
+@th.no_grad()
 def truncated_values(
     policy: LaplaceLstmPolicy, dones: np.ndarray, infos: list[dict[str, Any]], states: RecurrentStates
 ) -> tuple[list[int], np.ndarray]:

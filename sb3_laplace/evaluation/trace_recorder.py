@@ -347,7 +347,7 @@ def settings_of(model: BaseAlgorithm, env: VecEnv) -> dict[str, Any]:
         "policy": type(policy).__name__,
         "recurrent_network": f"{type(core).__name__}, {own['n_lstm_layers']} x {own['lstm_hidden_size']}",
         "posterior": type(policy.latent_layer).__name__,
-        "posterior_kwargs": (model.policy_kwargs or {}).get("posterior_kwargs") or {},
+        "posterior_kwargs": policy._own_parameters["posterior_kwargs"],
         "latent_dim": policy.latent_layer.latent_dim,
         "prior_std": policy.latent_layer.prior_std,
         "n_posterior_samples": policy.n_posterior_samples,

@@ -10,7 +10,9 @@ from torch import nn
 from torch.distributions import Categorical
 from torch.distributions.utils import lazy_property
 
-_NOT_FINITE = "The policy's action logits are not finite: its weights, or its inputs, are not."
+_NOT_FINITE = (
+    "The policy's action logits are not finite: its weights or its inputs are not, or every action is masked (-inf)."
+)
 
 
 class LogSoftmaxCategorical(Categorical):
@@ -47,8 +49,8 @@ class LogSoftmaxCategorical(Categorical):
 class LogSoftmaxCategoricalDistribution(CategoricalDistribution):
     """SB3's categorical distribution on :class:`LogSoftmaxCategorical`.
 
-    What torch's checks of every argument find is found elsewhere: sampling refuses NaN, :meth:`mode` what is not
-    finite, and the loss must be finite.
+    What torch's checks of every argument find is found elsewhere: sampling and :meth:`mode` refuse NaN, and the loss
+    must be finite. A logit of -inf is an action that is never taken.
     """
 
     def proba_distribution(self, action_logits: th.Tensor) -> "LogSoftmaxCategoricalDistribution":
@@ -58,9 +60,9 @@ class LogSoftmaxCategoricalDistribution(CategoricalDistribution):
     def mode(self) -> th.Tensor:
         """The most probable actions, shape (N,).
 
-        :raises ValueError: if a logit is not finite
+        :raises ValueError: if a logit is NaN
         """
-        if not self.distribution.logits.isfinite().all():
+        if self.distribution.logits.isnan().any():
             raise ValueError(_NOT_FINITE)
         return super().mode()
 
@@ -68,9 +70,8 @@ class LogSoftmaxCategoricalDistribution(CategoricalDistribution):
 class MixtureDistribution(Distribution):
     """Equal-weight mixture of K action distributions, one for each posterior sample.
 
-    ``log p(a) = logsumexp_k log p_k(a) - log K``. There is no closed form for the entropy of a mixture (it
-    is None, as SB3 has it for its squashed Gaussian); categorical mixtures have one and do not come here:
-    see :func:`mix`.
+    ``log p(a) = logsumexp_k log p_k(a) - log K``. The entropy of a mixture has no closed form; :meth:`entropy` is a
+    lower bound. Categorical mixtures have one and do not come here: see :func:`mix`.
 
     :param components: the K * N component distributions, ordered (K, N), as one SB3 distribution
     :param n_components: number of components K
@@ -96,8 +97,15 @@ class MixtureDistribution(Distribution):
         log_prob = self.components.log_prob(repeated).view(self.n_components, -1)
         return log_prob.logsumexp(0) - math.log(self.n_components)
 
-    def entropy(self) -> None:
-        return None
+    def entropy(self) -> th.Tensor | None:
+        """Mean of the components' entropies, at most the mixture's and at least that less log K, shape (N,).
+
+        It raises the entropy where it is added to a loss. ``-log_prob`` of actions that were taken does not: its mean
+        is the mixture's entropy, but the mean of its gradient is zero. None where the components have none (SB3's
+        squashed Gaussian).
+        """
+        entropy = self.components.entropy()
+        return None if entropy is None else entropy.view(self.n_components, -1).mean(0)
 
     def sample(self) -> th.Tensor:
         """One action for each batch entry: a component at random, then a draw from it."""
@@ -141,5 +149,7 @@ def mix(
         return distribution
     if isinstance(distribution, CategoricalDistribution):
         log_probs = distribution.distribution.logits.view(n_components, -1, distribution.action_dim)
+        # Of an action that all components mask, -inf, the sum has no gradient
+        log_probs = log_probs.clamp(min=th.finfo(log_probs.dtype).min)
         return distribution.proba_distribution(log_probs.logsumexp(0) - math.log(n_components))
     return MixtureDistribution(distribution, n_components)

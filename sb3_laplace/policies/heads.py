@@ -1,13 +1,11 @@
 """From features and latents to actions and values: what the heads read, and the policy over K latents."""
 
-from typing import Any
-
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_laplace.policies.distributions import mix
@@ -27,18 +25,33 @@ class HeadsPolicy(LatentPolicy):
             self.mlp_extractor.value_net = critic.value_net
             self.mlp_extractor.latent_dim_vf = critic.latent_dim_vf
 
-    def _features_of(self, obs: PyTorchObs, extractor: Any) -> th.Tensor:
-        """Features of one extractor, shape (B, F)."""
-        # Skips ActorCriticPolicy, which warns about an extractor of its own choice (as sb3-contrib does)
-        features = super(ActorCriticPolicy, self).extract_features(obs, extractor)
-        return features.to(self.latent_layer.prior_mean.dtype)
+    def _actor_features(self, obs: PyTorchObs) -> th.Tensor:
+        """What the actor's core reads, shape (B, F)."""
+        return self._features_of(obs, self.pi_features_extractor, 0)
+
+    def _critic_features(self, obs: PyTorchObs) -> th.Tensor:
+        """What the critic's core, or its own layer, reads, shape (B, F)."""
+        return self._features_of(obs, self.vf_features_extractor, 1)
 
     def _features(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """Features of actor and critic, each (B, F)."""
-        features = self._features_of(obs, self.pi_features_extractor)
         if self.share_features_extractor:
+            features = self._actor_features(obs)
             return features, features
-        return features, self._features_of(obs, self.vf_features_extractor)
+        return self._actor_features(obs), self._critic_features(obs)
+
+    def _features_of(self, obs: PyTorchObs, extractor: BaseFeaturesExtractor, index: int) -> th.Tensor:
+        if self.share_features_extractor:
+            features = self.extract_features(obs)
+        elif type(self).extract_features is not ActorCriticPolicy.extract_features:
+            # A user's own, which returns those of both
+            features = self.extract_features(obs)[index]
+        else:
+            # Only the one that is asked for, as sb3-contrib does
+            features = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        assert isinstance(features, th.Tensor)
+        # Extractors may leave dimensions of size one between
+        return features.flatten(1).to(self.latent_layer.prior_mean.dtype)
 
     def _draw(self, posterior: Gaussian, deterministic: bool) -> tuple[th.Tensor, th.Tensor | None]:
         """Latents (max(K, 1), N, D) and their noise."""
@@ -81,7 +94,7 @@ class HeadsPolicy(LatentPolicy):
             <sb3_laplace.policies.types.PolicyStep>`
         :return: the mixture over the K latents
         """
-        return self._mixture(self._head_input(latents, hidden, self._features_of(obs, self.pi_features_extractor)))
+        return self._mixture(self._head_input(latents, hidden, self._actor_features(obs)))
 
     def to_env_actions(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment takes them: unscaled if they were squashed, else clipped to the bounds.

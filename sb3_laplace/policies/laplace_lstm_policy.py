@@ -93,6 +93,15 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         episode_starts: th.Tensor,
         deterministic: bool = False,
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, RecurrentStates]:
+        """RecurrentPPO's interface: actions, values, log-probabilities and the new states.
+
+        :raises ValueError: if the states are RecurrentPPO's, which have no room for the posterior
+        """
+        if not isinstance(lstm_states, RecurrentStates):
+            raise ValueError(
+                "forward() takes the states of initial_states(n_envs), got RecurrentPPO's, which have no room for the "
+                "posterior. (RecurrentPPO cannot train an agent of LaplaceRecurrentPPO: use LaplaceRecurrentPPO.load.)"
+            )
         return self.act(obs, lstm_states, episode_starts, deterministic)[:4]
 
     def get_distribution(  # type: ignore[override]
@@ -110,7 +119,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param deterministic: whether to stay at the posterior's mean instead of drawing latents
         :return: the distribution and the new state
         """
-        features = self._features_of(obs, self.pi_features_extractor)
+        features = self._actor_features(obs)
         hidden, step, state = self._advance(features, self._actor_state(lstm_states), episode_starts)
         latents, _ = self._draw(step.posterior, deterministic)
         return self._mixture(self._head_input(latents, hidden, features)), state
@@ -125,7 +134,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param episode_starts: 1 where an episode starts, shape (N,)
         :return: shape (N, 1)
         """
-        features = self._features_of(obs, self.vf_features_extractor)
+        features = self._critic_features(obs)
         if not self.shared_lstm:
             hidden = None
             if self.lstm_critic is not None:
@@ -185,7 +194,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
                 vf_hidden = vf_hidden.reshape(n_steps, -1)
             values = self._values(self._critic_input(vf_features, vf_hidden))
         if isinstance(self.action_space, spaces.Box):
-            actions = actions.flatten(1)
+            actions = actions.reshape(n_steps, -1)
         return Evaluation(values, distribution.log_prob(actions), distribution.entropy(), replay, distribution)
 
     def evaluate_actions(  # type: ignore[override]
@@ -218,6 +227,11 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :raises ValueError: if the observation holds NaN or the state is not one of this policy
         """
         self.set_training_mode(False)
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "observation must be an array or a dict of arrays, got a tuple: a Gymnasium environment's reset() "
+                "returns (observation, info), pass the first of them."
+            )
         check_no_nan(observation)
         obs_tensor, vectorized = self.obs_to_tensor(observation)
         first = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor

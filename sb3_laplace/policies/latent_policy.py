@@ -8,17 +8,25 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_laplace.checks import check_integer, check_state
 from sb3_laplace.cores import LSTM, Core, core_class
 from sb3_laplace.policies.distributions import LogSoftmaxCategoricalDistribution
+from sb3_laplace.policies.features import check_extractor
 from sb3_laplace.policies.types import RecurrentState, RecurrentStates
 from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, StepInputs, make_posterior
 from sb3_laplace.posteriors.gaussian import Gaussian
 
 HEAD_INPUTS = ("hidden", "features")
+# Methods of RecurrentPPO's policy that our algorithm has no use for, and what it does instead
+_NEVER_CALLED = {
+    "forward": "acts by act()",
+    "evaluate_actions": "evaluates whole sequences by evaluate_sequences()",
+    "_process_sequence": "runs the core that rnn_type names",
+}
 
 
 class LatentPolicy(RecurrentActorCriticPolicy):
@@ -49,6 +57,8 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         rnn_type: str | type = "lstm",
         **kwargs: Any,
     ) -> None:
+        self._refuse_overrides()
+        check_extractor(observation_space, kwargs.get("features_extractor_class", FlattenExtractor))
         self._core_class = core_class(rnn_type)
         self._core_class.check_keywords(lstm_kwargs or {})
         check_integer("n_posterior_samples", n_posterior_samples, minimum=0)
@@ -95,6 +105,16 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         self.optimizer = self.optimizer_class(  # type: ignore[call-arg]
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
+
+    def _refuse_overrides(self) -> None:
+        """Say at once which methods of a subclass would never be called."""
+        for name, instead in _NEVER_CALLED.items():
+            owner = next(parent for parent in type(self).__mro__ if name in vars(parent))
+            if not owner.__module__.startswith(("sb3_laplace.", "sb3_contrib.")):
+                raise ValueError(
+                    f"{owner.__name__}.{name} would never be called: LaplaceRecurrentPPO {instead}. What can be "
+                    "overridden as in SB3: extract_features, _build_mlp_extractor, _get_action_dist_from_latent."
+                )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._own_parameters}

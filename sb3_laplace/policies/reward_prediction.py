@@ -5,7 +5,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_laplace.checks import check_integer, check_no_nan
+from sb3_laplace.checks import check_integer, check_no_nan, is_no_choice
 from sb3_laplace.policies.heads import HeadsPolicy
 from sb3_laplace.policies.reward_decoder import RewardDecoder, make_reward_decoder
 
@@ -39,7 +39,7 @@ class RewardPredictionPolicy(HeadsPolicy):
             actions = actions.clamp(low, high)
         features = None
         if next_observations is not None:
-            features = self._features_of(next_observations, self.pi_features_extractor)
+            features = self._actor_features(next_observations)
         return self.reward_decoder.encode(actions, features)
 
     @th.no_grad()
@@ -98,7 +98,7 @@ class RewardPredictionPolicy(HeadsPolicy):
             raise ValueError(f"actions must be finite numbers of shape {shape}, got {chosen.dtype} of {chosen.shape}.")
         if isinstance(self.action_space, spaces.Box):
             return self.scale_action(chosen) if self.squash_output else chosen
-        for action in chosen:
-            if action not in self.action_space:
-                raise ValueError(f"actions must lie in {self.action_space}, got {action}.")
+        wrong = is_no_choice(chosen, self.action_space)
+        if wrong.any():
+            raise ValueError(f"actions must lie in {self.action_space}, counted from 0, got {chosen[wrong][0]:g}.")
         return chosen

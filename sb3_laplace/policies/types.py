@@ -53,6 +53,20 @@ class RecurrentStates(NamedTuple):
     pi: RecurrentState
     vf: RecurrentState
 
+    def to(self, like: th.Tensor) -> "RecurrentStates":
+        """The same on another tensor's device and in its floating point type.
+
+        :param like: the tensor
+        """
+        return RecurrentStates(
+            *(
+                RecurrentState(tuple(part.to(like) for part in one.core), one.posterior).with_posterior(
+                    part.to(like) for part in one.posterior
+                )
+                for one in self
+            )
+        )
+
 
 class PolicyStep(NamedTuple):
     """One step of acting, batch of N environments.

@@ -85,9 +85,7 @@ def calibrate_prior_std(
     errors = (scores - scores[means.argmax()]).std(1, ddof=1) / np.sqrt(n_trials)
     chosen = float(candidates[np.flatnonzero(means + errors >= means.max())[-1]])
     layer.prior_std = chosen
-    chosen_kwargs = {**model.policy._own_parameters["posterior_kwargs"], "prior_std": chosen}
-    # Both are saved: the algorithm's, and the policy's own
-    model.policy_kwargs["posterior_kwargs"] = model.policy._own_parameters["posterior_kwargs"] = chosen_kwargs
+    model.set_posterior_settings(prior_std=chosen)
     return Calibration(chosen, candidates, means, errors, float(unsampled.mean()))
 
 

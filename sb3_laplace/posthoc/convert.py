@@ -15,6 +15,7 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticPolicy,
     RecurrentMultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -124,17 +125,29 @@ def convert(
             "model_or_path must be a RecurrentPPO model (it must be recurrent), or the path of its zip, "
             f"got a {type(model_or_path).__name__}."
         )
-    policy_kwargs = {**source.policy_kwargs}
     arguments = {name: getattr(source, name) for name in _ARGUMENTS}
-    if isinstance(source.policy, LaplaceLstmPolicy):
+    arguments["stats_window_size"] = source._stats_window_size
+    kl_coef = changes.pop("kl_coef", 0.0)
+    if isinstance(source, LaplaceRecurrentPPO):
         policy_class = type(source.policy)
         arguments.update({name: getattr(source, name) for name in _OWN_ARGUMENTS})
+        policy_kwargs = source._complete_policy_kwargs()
+        own = source.policy._own_parameters
+        if changes["latent_dim"] == "keep":
+            changes["latent_dim"] = own["latent_dim"]
+        if changes["posterior_kwargs"] is None and changes["posterior"] == own["posterior"]:
+            changes["posterior_kwargs"] = own["posterior_kwargs"]
     else:
         policy_class = _our_policy(type(source.policy))
         # Training that goes on has the gradients it had
-        policy_kwargs["detach_critic"] = True
-    kl_coef = changes.pop("kl_coef", 0.0)
-    policy_kwargs.update(changes)
+        policy_kwargs = {**source.policy_kwargs, "detach_critic": True}
+        if changes["latent_dim"] == "keep":
+            changes["latent_dim"] = None
+    policy_kwargs.update(changes, posterior_kwargs=changes["posterior_kwargs"] or {})
+    if env is None:
+        env = source.get_env()
+    if env is not None:
+        env = algorithm._wrap_env(maybe_make_env(env, source.verbose), source.verbose)
 
     model = algorithm(
         policy_class,
@@ -146,12 +159,10 @@ def convert(
         _init_setup_model=False,
     )
     model.observation_space, model.action_space = source.observation_space, source.action_space
-    model.n_envs = source.n_envs
+    model.n_envs = source.n_envs if env is None else env.num_envs
     model._vec_normalize_env = source._vec_normalize_env
     model._setup_model()
     _carry_over(source, model)
-    if env is None:
-        env = source.get_env()
     if env is not None:
         model.set_env(env)
     return model
@@ -189,7 +200,12 @@ def _carry_over(source: RecurrentPPO, model: LaplaceRecurrentPPO) -> None:
         )
     else:
         logger.info("All weights were kept: %s.", ", ".join(kept))
-        model.policy.optimizer.load_state_dict(source.policy.optimizer.state_dict())
+        optimizer = model.policy.optimizer
+        fused = [group.get("fused") for group in optimizer.param_groups]
+        optimizer.load_state_dict(source.policy.optimizer.state_dict())
+        # How steps are computed is not the source's to say
+        for group, own_choice in zip(optimizer.param_groups, fused, strict=True):
+            group["fused"] = own_choice
     for name in _COUNTERS:
         setattr(model, name, getattr(source, name))
     model.ep_info_buffer, model.ep_success_buffer = source.ep_info_buffer, source.ep_success_buffer

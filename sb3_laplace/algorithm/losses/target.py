@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
+from sb3_laplace.checks import is_no_choice
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
 from sb3_laplace.vec_env.infos import attribute_of, column_of
 
@@ -60,10 +61,11 @@ class TargetTerm(LossTerm):
                     raise ValueError(f"info['target'] must lie inside {space} with squash_output=True.")
                 targets = self.policy.scale_action(targets)
             return targets.reshape(n_envs, -1)
-        most: Any = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
-        wrong = (targets < 0) | (targets >= most) | (targets % 1 != 0)
+        wrong = is_no_choice(targets, space)
         if wrong.any():
-            raise ValueError(f"info['target'] must be an action of {space}, got {targets[wrong][0]:g} in it.")
+            raise ValueError(
+                f"info['target'] must be an action of {space}, counted from 0, got {targets[wrong][0]:g} in it."
+            )
         return targets.astype(np.float32 if isinstance(space, spaces.MultiBinary) else np.int64)
 
     def loss(
