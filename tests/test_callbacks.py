@@ -18,7 +18,7 @@ from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from sb3_laplace.callbacks import PosteriorEvalCallback
 from sb3_laplace.callbacks import posterior as callbacks
 from sb3_laplace.evaluation.traces import PosteriorTrace
-from sb3_laplace.plots import traces as figures
+from sb3_laplace.plots import traces as plots
 from tests.helpers import RandomEnv
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
@@ -197,8 +197,8 @@ def layout_of(events: EventAccumulator) -> dict[str, list[str]]:
 
 def test_curves_are_means_by_step_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, np.ndarray]] = []
-    within_trial = figures.within_trial
-    monkeypatch.setattr(figures, "within_trial", lambda means: drawn.append(means) or within_trial(means))
+    within_trial = plots.within_trial
+    monkeypatch.setattr(plots, "within_trial", lambda means: drawn.append(means) or within_trial(means))
     recorder = Recorder()
     # Rollouts of 7 steps cut trials of 5: the curves take two rollouts
     model = small_model(n_steps=7, batch_size=7, tensorboard_log=str(tmp_path))

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from sb3_laplace.evaluation.bootstrap import Estimate, bootstrap
+from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.diagnostics import (
     MIN_TRIALS,
     NOT_APPLICABLE,
@@ -30,15 +30,15 @@ def make_trace(
     if lengths is None:
         lengths = np.full(n_trials, n_steps)
     inside = np.arange(n_steps) < lengths[:, None]
-    figures = {name: columns.pop(name) for name in ("regret",) if name in columns}
-    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in COLUMNS}
+    metrics = {name: columns.pop(name) for name in ("regret",) if name in columns}
+    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in COLUMNS if name != "episode_start"}
     arrays["reward"] = np.zeros((n_trials, n_steps))
     arrays.update(columns)
     return PosteriorTrace(
         lengths=lengths,
         complete=np.ones(n_trials, dtype=bool),
         latent_dim=DIM,
-        figures={name: np.where(inside, array, np.nan) for name, array in figures.items()},
+        metrics={name: np.where(inside, array, np.nan) for name, array in metrics.items()},
         **{name: np.where(inside, array, np.nan) for name, array in arrays.items()},
     )
 
@@ -260,7 +260,7 @@ def test_parts_of_trials_of_unequal_lengths() -> None:
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size=1000)
-    estimate = bootstrap([values], lambda x: x, n_resamples=4000)
+    estimate = Bootstrap(n_resamples=4000).ratio(values)
     error = values.std() / math.sqrt(1000)
     assert estimate.value == pytest.approx(values.mean())
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
@@ -269,9 +269,9 @@ def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
 
 def test_bootstrap_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
-    whole = bootstrap([values], lambda x: x, 100)
+    whole = Bootstrap(100).ratio(values)
     monkeypatch.setattr("sb3_laplace.evaluation.bootstrap._CHUNK", 350)
-    assert bootstrap([values], lambda x: x, 100) == whole
+    assert Bootstrap(100).ratio(values) == whole
 
 
 def test_seeded() -> None:
