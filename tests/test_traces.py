@@ -307,6 +307,46 @@ def test_loading_something_else(tmp_path: Path) -> None:
             PosteriorTrace.load(tmp_path / name)
 
 
+def saved_arrays(trace: PosteriorTrace, path: Path) -> dict[str, Any]:
+    trace.save(path)
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_files_of_the_first_format(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    """It had no returns, episode lengths and starts, and called metrics figures."""
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    for name in ("returns", "episode_lengths", "episode_start"):
+        del arrays[name]
+    for name in [name for name in arrays if name.startswith("metrics/")]:
+        arrays[name.replace("metrics/", "figure/")] = arrays.pop(name).astype(np.float32)
+    arrays["header"] = str(arrays["header"]).replace('"format": 2', '"format": 1')
+    np.savez(tmp_path / "first.npz", **arrays)
+    loaded = PosteriorTrace.load(tmp_path / "first.npz")
+    assert loaded.metrics.keys() == bandit_trace.metrics.keys()
+    for name, array in bandit_trace.columns().items():
+        np.testing.assert_allclose(loaded.columns()[name], array, rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(loaded.returns, bandit_trace.returns)
+    assert loaded.episode_lengths.tolist() == bandit_trace.episode_lengths.tolist()
+
+
+@pytest.mark.parametrize("name", ["lengths", "returns", "entropy", "examples/means"])
+def test_loading_a_file_without_a_column(name: str, bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    del arrays[name]
+    np.savez(tmp_path / "lacking.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"lacking.npz' is no trace .*{name}' is missing"):
+        PosteriorTrace.load(tmp_path / "lacking.npz")
+
+
+def test_loading_an_unknown_format(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    arrays["header"] = str(arrays["header"]).replace('"format": 2', '"format": 3')
+    np.savez(tmp_path / "later.npz", **arrays)
+    with pytest.raises(ValueError, match=r"it has format 3, this version reads 1 and 2"):
+        PosteriorTrace.load(tmp_path / "later.npz")
+
+
 def test_csv(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
     bandit_trace.to_csv(tmp_path / "trace.csv")
     with open(tmp_path / "trace.csv", newline="") as file:
