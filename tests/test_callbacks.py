@@ -21,6 +21,7 @@ from sb3_laplace.callbacks import posterior as callbacks
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.plots import traces as plots
 from tests.helpers import RandomEnv
+from tests.test_player import ENVS
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
 POSTERIORS: dict[str, dict[str, Any]] = {
@@ -301,10 +302,20 @@ def test_a_return_that_is_not_finite_is_not_the_best(bad: float, tmp_path: Path)
         callback = callback_class(
             DummyVecEnv([lambda: Monitor(Bad())]), eval_freq=5, best_model_save_path=str(tmp_path / name), verbose=0
         )
-        small_model(DummyVecEnv([lambda: Monitor(Bad())])).learn(10, callback=callback)
+        small_model(DummyVecEnv([lambda: Monitor(RandomEnv())])).learn(10, callback=callback)
         np.testing.assert_array_equal(callback.last_mean_reward, bad)
         assert callback.best_mean_reward == -np.inf
         assert not list((tmp_path / name).iterdir())
+
+
+def test_lengths_are_those_of_sb3_where_lives_end_episodes(tmp_path: Path) -> None:
+    for name, callback_class in (("ours", PosteriorEvalCallback), ("theirs", EvalCallback)):
+        env = ENVS["lives-above-monitor"]()
+        callback = callback_class(env, eval_freq=10, log_path=str(tmp_path / name), verbose=0)
+        small_model(ENVS["lives-above-monitor"]()).learn(10, callback=callback)
+    ours, theirs = (dict(np.load(tmp_path / name / "evaluations.npz")) for name in ("ours", "theirs"))
+    assert set(theirs["ep_lengths"].ravel().tolist()) == set(ours["ep_lengths"].ravel().tolist()) == {7}
+    assert set(theirs["results"].ravel().tolist()) == set(ours["results"].ravel().tolist()) == {7.0}
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
@@ -121,7 +121,8 @@ def test_a_value_that_is_no_number_is_told_from_the_end(tmp_path: Any) -> None:
     trace = posterior_trace(small_model(env), env, 2)
     assert trace.lengths.tolist() == [3, 2]
     np.testing.assert_array_equal(trace.reward, [[1.0, -np.inf, np.nan], [1.0, 2.0, np.nan]])
-    np.testing.assert_array_equal(trace.returns, [np.nan, 3.0])
+    for totals in (trace.returns, trace.totals(trace.reward)):
+        np.testing.assert_array_equal(totals, [np.nan, 3.0])
     trace.to_csv(tmp_path / "trace.csv")
     rows = [line.split(",") for line in (tmp_path / "trace.csv").read_text().splitlines()]
     column = rows[0].index("reward")
@@ -342,12 +343,22 @@ class Unpicklable(Scripted):
         self.action_scale = self.trial_length = lambda: None
 
 
-def test_workers_are_asked_for_what_pickles() -> None:
-    env = SubprocVecEnv([Unpicklable] * 2, start_method="fork")
+WORKERS: dict[str, Any] = {
+    "Unpicklable-v0": lambda: SubprocVecEnv([Unpicklable] * 2, start_method="fork"),
+    "AsyncVectorEnv": lambda: GymnasiumVecEnv(
+        AsyncVectorEnv([Unpicklable] * 2, context="fork", autoreset_mode=AutoresetMode.SAME_STEP)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_are_asked_for_what_pickles(name: str) -> None:
+    env = WORKERS[name]()
     try:
         trace = posterior_trace(small_model(env), env, 3)
         assert trace.lengths.tolist() == [7] * 3
-        assert trace.settings["env"] == "Unpicklable-v0"
-        assert all(process.is_alive() for process in env.processes)
+        assert trace.settings["env"] == name
+        # They are there and play on
+        assert posterior_trace(small_model(env), env, 2).lengths.tolist() == [7] * 2
     finally:
         env.close()
