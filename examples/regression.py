@@ -11,8 +11,15 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_laplace import LaplaceRecurrentPPO, MlpFeatures, RegressionEvaluation, evaluate_regression, make_vec_env
-from sb3_laplace.plots.regression import scores
+from sb3_laplace import (
+    LaplaceRecurrentPPO,
+    MlpFeatures,
+    RegressionEvaluation,
+    evaluate_regression,
+    make_vec_env,
+    plot_regression_functions,
+    plot_regression_scores,
+)
 
 #: Posterior of each agent, with its arguments
 METHODS: dict[str, dict[str, Any]] = {
@@ -83,7 +90,7 @@ def put_posterior_on(point: LaplaceRecurrentPPO, n_functions: int, n_samples: in
 
 
 def evaluate(out: Path, n_functions: int, n_samples: int) -> None:
-    """Tables, CSV files and figures of all agents in the folder."""
+    """Tables, CSV files and plots of all agents in the folder."""
     models = {path.stem: LaplaceRecurrentPPO.load(path, device="cpu") for path in sorted(out.glob("*.zip"))}
     if not models:
         raise SystemExit(f"there is no agent in {out}: run the command train first")
@@ -96,8 +103,8 @@ def evaluate(out: Path, n_functions: int, n_samples: int) -> None:
             evaluations[name] = evaluate_regression(model, n_functions, n_posterior_samples=n_samples, context=context)
             print(f"\n{name}\n{evaluations[name].table()}", flush=True)
             evaluations[name].to_csv(out / f"{name}-{context}.csv")
-            evaluations[name].plot_functions().savefig(out / f"{name}-{context}.png")
-        scores(evaluations).savefig(out / f"scores-{context}.png")
+            plot_regression_functions(evaluations[name]).savefig(out / f"{name}-{context}.png")
+        plot_regression_scores(evaluations).savefig(out / f"scores-{context}.png")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Importing the package registers the meta-tasks of ``sb3_laplace_envs`` with Gymn
 """
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import sb3_laplace_envs  # noqa: F401  (registers the environments)
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
@@ -23,9 +24,14 @@ from sb3_laplace.posteriors import (
     PointPosterior,
     VariationalPosterior,
 )
+from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 from sb3_laplace.posthoc.calibrate import Calibration, calibrate_prior_std
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
+
+if TYPE_CHECKING:
+    from sb3_laplace.plots.regression import plot_regression_functions as plot_regression_functions
+    from sb3_laplace.plots.regression import plot_regression_scores as plot_regression_scores
 
 # Agents saved before 0.2 name MlpFeatures by the module that held it then
 sys.modules["sb3_laplace.features"] = sys.modules["sb3_laplace.policies.features"]
@@ -36,6 +42,9 @@ __all__ = [
     "Core",
     "CoreState",
     "Diagnosis",
+    "DiagonalGaussian",
+    "FullGaussian",
+    "Gaussian",
     "GymnasiumVecEnv",
     "HiddenStatePosterior",
     "LaplaceCnnLstmPolicy",
@@ -59,3 +68,14 @@ __all__ = [
     "posterior_trace",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs matplotlib is imported when it is asked for, and not by ``import *``."""
+    if name not in ("plot_regression_functions", "plot_regression_scores"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from sb3_laplace.plots import regression
+    except ImportError as error:
+        raise ImportError(f"{name} needs matplotlib: pip install 'sb3-laplace[plots]'.") from error
+    return getattr(regression, name)

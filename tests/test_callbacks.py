@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
+from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from sb3_laplace.callbacks import PosteriorEvalCallback
 from sb3_laplace.callbacks import posterior as callbacks
 from sb3_laplace.evaluation.traces import PosteriorTrace
-from sb3_laplace.plots import traces as figures
+from sb3_laplace.plots import traces as plots
 from tests.helpers import RandomEnv
+from tests.test_player import ENVS
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
 POSTERIORS: dict[str, dict[str, Any]] = {
@@ -197,8 +199,8 @@ def layout_of(events: EventAccumulator) -> dict[str, list[str]]:
 
 def test_curves_are_means_by_step_of_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, np.ndarray]] = []
-    within_trial = figures.within_trial
-    monkeypatch.setattr(figures, "within_trial", lambda means: drawn.append(means) or within_trial(means))
+    within_trial = plots.within_trial
+    monkeypatch.setattr(plots, "within_trial", lambda means: drawn.append(means) or within_trial(means))
     recorder = Recorder()
     # Rollouts of 7 steps cut trials of 5: the curves take two rollouts
     model = small_model(n_steps=7, batch_size=7, tensorboard_log=str(tmp_path))
@@ -221,6 +223,32 @@ def test_without_matplotlib_there_is_one_message(tmp_path: Path, monkeypatch: py
     tags = events_in(tmp_path).Tags()
     assert "posterior/variance" in tags["histograms"]
     assert not tags["images"]
+
+
+@pytest.mark.filterwarnings("ignore:.*resets an environment in the step after")
+@pytest.mark.parametrize("n_watched", [None, 1])
+def test_steps_spent_on_a_reset_do_not_count(n_watched: int | None) -> None:
+    """Two trials of four steps each: the same numbers whether or not a step is spent on each reset."""
+
+    class FourSteps(RandomEnv):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+            self.n_steps = 0
+            return super().reset(**kwargs)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            obs, reward, *_ = super().step(action)
+            self.n_steps += 1
+            return obs, reward, False, self.n_steps == 4, {}
+
+    logged = []
+    for mode, n_steps in ((AutoresetMode.SAME_STEP, 8), (AutoresetMode.NEXT_STEP, 10)):
+        env = GymnasiumVecEnv(SyncVectorEnv([FourSteps] * 2, autoreset_mode=mode))
+        recorder = Recorder()
+        model = small_model(env, n_steps=n_steps, batch_size=n_steps)
+        model.learn(n_steps, callback=[PosteriorCallback(n_watched=n_watched), recorder])
+        logged.append(recorder.posterior)
+    assert set(logged[0]) == SCALARS
+    assert logged[1] == pytest.approx(logged[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("arguments", [{"n_watched": 0}, {"n_watched": 1.5}, {"figure_freq": -1}])
@@ -259,6 +287,35 @@ def test_evaluations_are_those_of_sb3(tmp_path: Path) -> None:
     assert len(np.unique(ours["results"])) > 1
     np.testing.assert_array_equal(learned["ours"], learned["theirs"])
     assert LaplaceRecurrentPPO.load(tmp_path / "ours" / "best_model", device="cpu").num_timesteps in (40, 80, 120, 160)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.nan])
+def test_a_return_that_is_not_finite_is_not_the_best(bad: float, tmp_path: Path) -> None:
+    """As with SB3's EvalCallback: the mean is what the environment paid, and no model is saved for it."""
+
+    class Bad(RandomEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            obs, _, *ends, info = super().step(action)
+            return obs, bad, *ends, info  # type: ignore[return-value]
+
+    for name, callback_class in (("ours", PosteriorEvalCallback), ("theirs", EvalCallback)):
+        callback = callback_class(
+            DummyVecEnv([lambda: Monitor(Bad())]), eval_freq=5, best_model_save_path=str(tmp_path / name), verbose=0
+        )
+        small_model(DummyVecEnv([lambda: Monitor(RandomEnv())])).learn(10, callback=callback)
+        np.testing.assert_array_equal(callback.last_mean_reward, bad)
+        assert callback.best_mean_reward == -np.inf
+        assert not list((tmp_path / name).iterdir())
+
+
+def test_lengths_are_those_of_sb3_where_lives_end_episodes(tmp_path: Path) -> None:
+    for name, callback_class in (("ours", PosteriorEvalCallback), ("theirs", EvalCallback)):
+        env = ENVS["lives-above-monitor"]()
+        callback = callback_class(env, eval_freq=10, log_path=str(tmp_path / name), verbose=0)
+        small_model(ENVS["lives-above-monitor"]()).learn(10, callback=callback)
+    ours, theirs = (dict(np.load(tmp_path / name / "evaluations.npz")) for name in ("ours", "theirs"))
+    assert set(theirs["ep_lengths"].ravel().tolist()) == set(ours["ep_lengths"].ravel().tolist()) == {7}
+    assert set(theirs["results"].ravel().tolist()) == set(ours["results"].ravel().tolist()) == {7.0}
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -4,11 +4,12 @@ import json
 import math
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sb3_laplace.evaluation.bootstrap import Estimate, bootstrap
+from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.diagnostics import (
     MIN_TRIALS,
     NOT_APPLICABLE,
@@ -30,15 +31,15 @@ def make_trace(
     if lengths is None:
         lengths = np.full(n_trials, n_steps)
     inside = np.arange(n_steps) < lengths[:, None]
-    figures = {name: columns.pop(name) for name in ("regret",) if name in columns}
-    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in COLUMNS}
+    metrics = {name: columns.pop(name) for name in ("regret",) if name in columns}
+    arrays = {name: np.full((n_trials, n_steps), np.nan) for name in COLUMNS if name != "episode_start"}
     arrays["reward"] = np.zeros((n_trials, n_steps))
     arrays.update(columns)
     return PosteriorTrace(
         lengths=lengths,
         complete=np.ones(n_trials, dtype=bool),
         latent_dim=DIM,
-        figures={name: np.where(inside, array, np.nan) for name, array in figures.items()},
+        metrics={name: np.where(inside, array, np.nan) for name, array in metrics.items()},
         **{name: np.where(inside, array, np.nan) for name, array in arrays.items()},
     )
 
@@ -260,18 +261,73 @@ def test_parts_of_trials_of_unequal_lengths() -> None:
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size=1000)
-    estimate = bootstrap([values], lambda x: x, n_resamples=4000)
+    estimate = Bootstrap(n_resamples=4000).ratio(values)
     error = values.std() / math.sqrt(1000)
     assert estimate.value == pytest.approx(values.mean())
     assert estimate.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert estimate.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
 
 
+def log_normal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Over 50 trials a ratio of 1: numerators with a long tail (sigma 1.5), denominators without."""
+    return np.exp(1.5 * rng.normal(size=50) - 1.5**2 / 2), rng.uniform(0.9, 1.1, size=50)
+
+
+def normal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(1.0, 0.5, size=50), rng.normal(1.0, 0.1, size=50)
+
+
+@pytest.mark.parametrize(("draw", "least"), [(log_normal, 0.86), (normal, 0.92)])
+def test_coverage_of_ratios(draw: Any, least: float) -> None:
+    """How often the 95% interval holds the truth: of percentiles it would be 0.82 for the long tail."""
+    rng = np.random.default_rng(0)
+    estimates = [Bootstrap(500).ratio(*draw(rng)) for _ in range(400)]
+    held = np.mean([estimate.low <= 1.0 <= estimate.high for estimate in estimates])
+    assert least < held < 0.985
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.1])
+def test_coverage_of_calibration_errors(gap: float) -> None:
+    """Of 30 trials: no policy without gaps is said to have one, and gaps are found."""
+    rng = np.random.default_rng(0)
+    estimates = []
+    for _ in range(150):
+        right = rng.uniform(0.2, 0.7, size=(30, 20))
+        trace = make_trace(30, 20, regret=(rng.random(right.shape) > right) * 0.3, confidence=right + gap)
+        finding = diagnose(trace, n_bootstrap=200).findings["policy_calibration"]
+        estimates.append(finding.numbers["calibration_error"])
+    held = np.mean([estimate.low <= gap <= estimate.high for estimate in estimates])
+    assert held >= (0.97 if gap == 0.0 else 0.9)
+    mean = np.mean([estimate.value for estimate in estimates])
+    assert mean == pytest.approx(gap, abs=0.02)
+
+
+def test_steps_at_which_the_memory_starts_afresh_do_not_count() -> None:
+    """A life lost: there the mean moves from the prior's, which is no estimate."""
+    trace = conjugate_update()
+    trace.kl_mean[:, 11] = trace.entropy[:, 11] = 100.0
+    assert verdict(trace, "overconfidence") == "overconfident"
+    trace.episode_start[:, 11] = 1.0
+    assert verdict(trace, "overconfidence") == "calibrated"
+
+
+def test_rewards_that_are_not_finite_have_no_performance() -> None:
+    rewards = np.ones((200, 30))
+    rewards[3, 5] = -np.inf
+    finding = diagnose(make_trace(reward=rewards)).findings["performance"]
+    assert (finding.verdict, finding.meaning) == (NOT_APPLICABLE, "Not all rewards are finite.")
+
+
+def test_numbers_without_spread() -> None:
+    assert Bootstrap().ratio(np.full(40, 2.0)) == Estimate(2.0, 2.0, 2.0)
+    assert math.isnan(Bootstrap().ratio(np.ones(40), np.zeros(40)).value)
+
+
 def test_bootstrap_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=50)
-    whole = bootstrap([values], lambda x: x, 100)
+    whole = Bootstrap(100).ratio(values)
     monkeypatch.setattr("sb3_laplace.evaluation.bootstrap._CHUNK", 350)
-    assert bootstrap([values], lambda x: x, 100) == whole
+    assert Bootstrap(100).ratio(values) == whole
 
 
 def test_seeded() -> None:

@@ -189,10 +189,10 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("criterion", ["return", "likelihood"])
 def test_calibration(criterion: str, tmp_path: Path) -> None:
     env = make_vec_env("sb3_laplace/DirichletBandit-v0", 8, seed=0, env_kwargs={"trial_length": 10})
-    model = small_model(env, n_steps=20, batch_size=80, n_epochs=10, learning_rate=3e-3).learn(3200)
+    model = small_model(env, n_steps=20, batch_size=80, n_epochs=5, learning_rate=3e-3).learn(1600)
     prior_stds = [1e-4, 30.0, 0.1]
     before = th.get_rng_state()
-    result = calibrate_prior_std(model, env, prior_stds, n_trials=200, criterion=criterion, seed=3)
+    result = calibrate_prior_std(model, env, prior_stds, n_trials=64, criterion=criterion, seed=3)
     assert th.equal(before, th.get_rng_state())
     assert result.prior_stds.tolist() == [1e-4, 0.1, 30.0]
     assert model.policy.latent_layer.prior_std == result.prior_std
@@ -201,7 +201,7 @@ def test_calibration(criterion: str, tmp_path: Path) -> None:
         assert abs(result.scores[0] - result.unsampled) < 1e-3
         assert result.scores[2] < result.scores[0]
         assert result.prior_std < 30.0
-    again = calibrate_prior_std(model, env, prior_stds, n_trials=200, criterion=criterion, seed=3)
+    again = calibrate_prior_std(model, env, prior_stds, n_trials=64, criterion=criterion, seed=3)
     np.testing.assert_array_equal(again.scores, result.scores)
     model.save(tmp_path / "model")
     loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu")

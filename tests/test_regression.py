@@ -391,12 +391,13 @@ def test_save_and_load(evaluation: RegressionEvaluation, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("posterior", ["laplace", "point"])
-def test_figures(posterior: str) -> None:
+def test_plots(posterior: str) -> None:
     pytest.importorskip("matplotlib")
+    from sb3_laplace import plot_regression_functions, plot_regression_scores
     from sb3_laplace.plots.traces import to_image
 
     evaluation = evaluate_regression(small_model(posterior=posterior), **SMALL)
-    functions, scores = evaluation.plot_functions(), evaluation.plot_scores()
+    functions, scores = plot_regression_functions(evaluation), plot_regression_scores({"agent": evaluation})
     # 0 and 1 of the numbers that are shown; seven panels and the legend's
     assert [axes.get_title() for axes in functions.axes[:3]] == ["0 pairs", "1 pair", ""]
     assert len(functions.axes) == 6

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
 from sb3_laplace.evaluation.diagnostics import diagnose
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
-from sb3_laplace.plots import traces as figures
+from sb3_laplace.plots import traces as plots
 from sb3_laplace.plots.report import write_report
 
 
@@ -110,24 +110,24 @@ def line(figure: Figure | None, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 def test_curves(traces: dict[str, PosteriorTrace]) -> None:
     trace = traces["<b>laplace</b>"]
-    steps, regret = line(figures.performance(traces), "<b>laplace</b>")
+    steps, regret = line(plots.performance(traces), "<b>laplace</b>")
     np.testing.assert_array_equal(steps, np.arange(1, 9))
-    np.testing.assert_allclose(regret, trace.figures["regret"].cumsum(1).mean(0), rtol=1e-5)
-    figure = figures.kl_mean(traces)
+    np.testing.assert_allclose(regret, trace.metrics["regret"].cumsum(1).mean(0), rtol=1e-5)
+    figure = plots.kl_mean(traces)
     _, kl = line(figure, "<b>laplace</b>")
     np.testing.assert_allclose(kl, trace.kl_mean.mean(0), rtol=1e-5)
     assert figure is not None
     assert figure.axes[0].get_yscale() == "log"
-    steps, moved = line(figures.moves({"one": trace}), "moved")
+    steps, moved = line(plots.moves({"one": trace}), "moved")
     np.testing.assert_array_equal(steps, np.arange(2, 9))
     np.testing.assert_allclose(moved, trace.move[:, 1:].mean(0), rtol=1e-5)
-    assert figures.entropy({"point": traces["point"]}) is None
+    assert plots.entropy({"point": traces["point"]}) is None
 
 
 def test_long_and_ending_trials() -> None:
     values = np.tile(np.arange(1200.0), (40, 1))
     values[1:, 900:] = np.nan
-    steps, mean, low, _ = figures.mean_and_spread(values)
+    steps, mean, low, _ = plots.mean_and_spread(values)
     # Three steps a point; the last 300 steps are those of one trial in 40
     assert len(steps) == 400
     assert steps[:2].tolist() == [2.0, 5.0]
@@ -138,7 +138,7 @@ def test_long_and_ending_trials() -> None:
 
 def test_reliability_is_that_of_the_bins() -> None:
     trace = make_calibrated()
-    figure = figures.calibration({"agent": trace})
+    figure = plots.calibration({"agent": trace})
     assert figure is not None
     (points,) = [c for c in figure.axes[0].collections if c.get_label() == "agent"]
     x, y = np.asarray(points.get_offsets()).T
@@ -157,15 +157,15 @@ def make_calibrated() -> PosteriorTrace:
         complete=np.ones(40, dtype=bool),
         latent_dim=2,
         confidence=confidence,
-        figures={"regret": np.where(right, 0.0, 0.5)},
+        metrics={"regret": np.where(right, 0.0, 0.5)},
         **{name: np.full((40, 11), np.nan) for name in (*names, "value", "target_quantile", "reward")},
     )
 
 
 def test_ellipses_are_one_standard_deviation(traces: dict[str, PosteriorTrace]) -> None:
-    _, (axes,) = figures.new_figure()
+    _, (axes,) = plots.new_figure()
     rotation = np.array([[0.6, -0.8], [0.8, 0.6]])
-    figures._draw_ellipse(axes, np.array([1.0, 2.0]), rotation @ np.diag([9.0, 4.0]) @ rotation.T, (0, 0, 0, 1))
+    plots._draw_ellipse(axes, np.array([1.0, 2.0]), rotation @ np.diag([9.0, 4.0]) @ rotation.T, (0, 0, 0, 1))
     (ellipse,) = axes.patches
     # Points at one standard deviation along each axis are on the outline
     for point in (np.array([1.0, 2.0]) + 3 * rotation[:, 0], np.array([1.0, 2.0]) - 2 * rotation[:, 1]):
@@ -174,7 +174,7 @@ def test_ellipses_are_one_standard_deviation(traces: dict[str, PosteriorTrace]) 
     # In an agent's figure the smallest: the posterior's spread in the plane, not in all dimensions
     trace = traces["<b>laplace</b>"]
     assert trace.examples is not None
-    figure_of_examples = figures.example_trials(trace)
+    figure_of_examples = plots.example_trials(trace)
     assert figure_of_examples is not None
     panels = [axes for axes in figure_of_examples.axes if axes.get_title()]
     assert len(panels) == len(trace.examples.trials) == 6
@@ -185,7 +185,7 @@ def test_ellipses_are_one_standard_deviation(traces: dict[str, PosteriorTrace]) 
 
 def test_pictures_do_not_touch_pyplot() -> None:
     before = "matplotlib.pyplot" in sys.modules
-    image = figures.to_image(figures.within_trial({"entropy (nats)": np.arange(5.0), "KL, mean part": np.zeros(5)}))
+    image = plots.to_image(plots.within_trial({"entropy (nats)": np.arange(5.0), "KL, mean part": np.zeros(5)}))
     assert image.shape == (300, 800, 3)
     assert image.dtype == np.uint8
     assert 0 < (image < 128).mean() < 0.5

@@ -257,7 +257,7 @@ def test_steps_spent_on_a_reset_are_no_trials() -> None:
     np.testing.assert_array_equal(trace.reward, 1.0)
 
 
-def test_figures_named_like_a_column_and_masked_ones() -> None:
+def test_metrics_named_like_a_column_and_masked_ones() -> None:
     class Reporting(RandomEnv):
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
             *step, _ = super().step(action)
@@ -269,10 +269,10 @@ def test_figures_named_like_a_column_and_masked_ones() -> None:
     env = DummyVecEnv([Reporting for _ in range(2)])
     trace = posterior_trace(small_model(env), env, 6)
     inside = np.arange(trace.n_steps) < trace.lengths[:, None]
-    assert set(trace.figures) == {"env_value", "sometimes"}
-    assert (trace.figures["env_value"][inside] == 7.0).all()
-    np.testing.assert_array_equal(trace.figures["sometimes"][inside] == 1, trace.reward[inside] > 0)
-    assert np.isnan(trace.figures["sometimes"][trace.reward <= 0]).all()
+    assert set(trace.metrics) == {"value", "sometimes"}
+    assert (trace.metrics["value"][inside] == 7.0).all()
+    np.testing.assert_array_equal(trace.metrics["sometimes"][inside] == 1, trace.reward[inside] > 0)
+    assert np.isnan(trace.metrics["sometimes"][trace.reward <= 0]).all()
 
 
 # -- files --------------------------------------------------------------------------------------------------
@@ -307,13 +307,53 @@ def test_loading_something_else(tmp_path: Path) -> None:
             PosteriorTrace.load(tmp_path / name)
 
 
+def saved_arrays(trace: PosteriorTrace, path: Path) -> dict[str, Any]:
+    trace.save(path)
+    with np.load(path) as file:
+        return dict(file)
+
+
+def test_files_of_the_first_format(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    """It had no returns, episode lengths and starts, and called metrics figures."""
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    for name in ("returns", "episode_lengths", "episode_start"):
+        del arrays[name]
+    for name in [name for name in arrays if name.startswith("metrics/")]:
+        arrays[name.replace("metrics/", "figure/")] = arrays.pop(name).astype(np.float32)
+    arrays["header"] = str(arrays["header"]).replace('"format": 2', '"format": 1')
+    np.savez(tmp_path / "first.npz", **arrays)
+    loaded = PosteriorTrace.load(tmp_path / "first.npz")
+    assert loaded.metrics.keys() == bandit_trace.metrics.keys()
+    for name, array in bandit_trace.columns().items():
+        np.testing.assert_allclose(loaded.columns()[name], array, rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(loaded.returns, bandit_trace.returns)
+    assert loaded.episode_lengths.tolist() == bandit_trace.episode_lengths.tolist()
+
+
+@pytest.mark.parametrize("name", ["lengths", "returns", "entropy", "examples/means"])
+def test_loading_a_file_without_a_column(name: str, bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    del arrays[name]
+    np.savez(tmp_path / "lacking.npz", **arrays)
+    with pytest.raises(ValueError, match=rf"lacking.npz' is no trace .*{name}' is missing"):
+        PosteriorTrace.load(tmp_path / "lacking.npz")
+
+
+def test_loading_an_unknown_format(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    arrays = saved_arrays(bandit_trace, tmp_path / "trace.npz")
+    arrays["header"] = str(arrays["header"]).replace('"format": 2', '"format": 3')
+    np.savez(tmp_path / "later.npz", **arrays)
+    with pytest.raises(ValueError, match=r"it has format 3, this version reads 1 and 2"):
+        PosteriorTrace.load(tmp_path / "later.npz")
+
+
 def test_csv(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
     bandit_trace.to_csv(tmp_path / "trace.csv")
     with open(tmp_path / "trace.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 15
     assert [(row["trial"], row["step"]) for row in rows[4:6]] == [("0", "4"), ("1", "0")]
-    assert float(rows[7]["regret"]) == pytest.approx(float(bandit_trace.figures["regret"][1, 2]))
+    assert float(rows[7]["metrics/regret"]) == pytest.approx(float(bandit_trace.metrics["regret"][1, 2]))
     assert float(rows[7]["entropy"]) == pytest.approx(float(bandit_trace.entropy[1, 2]), rel=1e-5)
     # There is no target
     assert rows[0]["target_quantile"] == ""
@@ -351,13 +391,9 @@ def test_a_trial_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_store, "MAX_STEPS", 100)
     with pytest.raises(ValueError, match=r"Trials of 101 steps or more are too long: to record 5 of them takes"):
         posterior_trace(model, endless, 5)
-    # Known before the first step
-    env = make_vec_env("CartPole-v1", n_envs=2)
-    monkeypatch.setattr(env, "reset", None)
-    with pytest.raises(ValueError, match=r"Trials of 500 steps .* GiB"):
-        posterior_trace(small_model(env), env, 5)
     monkeypatch.setattr(trial_store, "MAX_STEPS", 100_000)
-    monkeypatch.setattr(trial_store, "MAX_BYTES", 4 * 5 * len(COLUMNS) * 70)
+    # Rewards are in double precision
+    monkeypatch.setattr(trial_store, "MAX_BYTES", 4 * 5 * (len(COLUMNS) + 1) * 70)
     with pytest.raises(ValueError, match=r"Trials of 71 steps"):
         posterior_trace(model, endless, 5)
 

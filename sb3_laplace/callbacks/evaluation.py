@@ -5,22 +5,25 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
+from sb3_laplace.evaluation.player import forked_random
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
 
 
 class PosteriorEvalCallback(EvalCallback):
     """SB3's ``EvalCallback`` that also records what the posterior does.
 
+    Returns and lengths are those that ``EvalCallback`` has: Monitor's, where there is one. A mean return that is not a
+    number is never the best.
+
     Logged beside ``eval/mean_reward`` and ``eval/mean_ep_length``: means over all steps of the posterior's
     ``eval/entropy``, ``eval/kl_mean`` and ``eval/kl_covariance`` in nats, and ``eval/regret``, the mean regret of
-    a trial, where the environment reports one. With ``log_path``, ``evaluations.npz`` is written as SB3 does, and
-    every trace as ``traces/<timesteps>.npz`` (:meth:`~sb3_laplace.PosteriorTrace.load`).
+    a trial, where the environment reports one (NaN if not at every step). With ``log_path``, ``evaluations.npz`` is
+    written as SB3 does, and every trace as ``traces/<timesteps>.npz`` (:meth:`~sb3_laplace.PosteriorTrace.load`).
 
     Evaluation draws from a fork of torch's random number generator: training is the same with it as without.
 
@@ -79,8 +82,7 @@ class PosteriorEvalCallback(EvalCallback):
         return self._on_event() if self.callback is not None else True
 
     def _play(self) -> PosteriorTrace:
-        device = self.model.device
-        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with forked_random(self.model.device):
             trace = posterior_trace(
                 self.model, self.eval_env, self.n_eval_episodes, deterministic=self.deterministic, progress_bar=False
             )
@@ -93,7 +95,7 @@ class PosteriorEvalCallback(EvalCallback):
         assert self.log_path is not None
         self.evaluations_timesteps.append(self.num_timesteps)
         self.evaluations_results.append(trace.returns.tolist())
-        self.evaluations_length.append(trace.lengths.tolist())
+        self.evaluations_length.append(trace.episode_lengths.tolist())
         arrays: dict[str, Any] = {
             "timesteps": self.evaluations_timesteps,
             "results": self.evaluations_results,
@@ -110,17 +112,19 @@ class PosteriorEvalCallback(EvalCallback):
     def _log(self, trace: PosteriorTrace) -> None:
         self.last_mean_reward = float(trace.returns.mean())
         if self.verbose >= 1:
-            spread, length = trace.returns.std(), trace.lengths.mean()
+            with np.errstate(invalid="ignore"):
+                spread = trace.returns.std()
+            lengths = trace.episode_lengths
             print(f"Eval num_timesteps={self.num_timesteps}, trial_reward={self.last_mean_reward:.2f} +/- {spread:.2f}")
-            print(f"Trial length: {length:.2f} +/- {trace.lengths.std():.2f}")
+            print(f"Trial length: {lengths.mean():.2f} +/- {lengths.std():.2f}")
         self.logger.record("eval/mean_reward", self.last_mean_reward)
-        self.logger.record("eval/mean_ep_length", float(trace.lengths.mean()))
+        self.logger.record("eval/mean_ep_length", float(trace.episode_lengths.mean()))
         for name in ("entropy", "kl_mean", "kl_covariance"):
-            values = getattr(trace, name)
-            if np.isfinite(values).any():
-                self.logger.record(f"eval/{name}", float(np.nanmean(values)))
+            mean = getattr(trace, name)[trace.inside].mean()
+            if not np.isnan(mean):
+                self.logger.record(f"eval/{name}", float(mean))
         if trace.regret is not None:
-            self.logger.record("eval/regret", float(np.nansum(trace.regret, axis=1).mean()))
+            self.logger.record("eval/regret", float(trace.totals(trace.regret).mean()))
         if (successes := _successes(trace)) is not None:
             self.logger.record("eval/success_rate", float(successes.mean()))
         # As SB3 does, so that the numbers appear at the timestep of the evaluation
@@ -138,6 +142,6 @@ class PosteriorEvalCallback(EvalCallback):
 
 def _successes(trace: PosteriorTrace) -> np.ndarray | None:
     """Whether each trial ended in a success, where the environment tells, shape (n_trials,)."""
-    if "is_success" not in trace.figures:
+    if "is_success" not in trace.metrics:
         return None
-    return trace.figures["is_success"][np.arange(trace.n_trials), trace.lengths - 1] == 1
+    return trace.metrics["is_success"][np.arange(trace.n_trials), trace.lengths - 1] == 1

@@ -13,6 +13,7 @@ from sb3_laplace.checks import check_integer
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.posteriors.gaussian import Gaussian
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
+from sb3_laplace.vec_env.infos import ignored_steps
 
 # Numbers in the precisions that are kept before their statistics are computed, in one batch
 _BATCH_SIZE = 2_000_000
@@ -39,7 +40,8 @@ _LAYOUT = {
 class PosteriorCallback(BaseCallback):
     """Log the posterior's statistics at the end of every rollout, to SB3's logger.
 
-    All are means over the steps of the rollout in the environments watched, entropies and KLs in nats:
+    All are means over the steps of the rollout in the environments watched, entropies and KLs in nats. (Steps that an
+    environment spends on its reset, with ``NEXT_STEP`` autoreset, are no steps of a trial and do not count.)
 
     - ``posterior/entropy``, ``posterior/kl``: H(q_t) and KL(q_t || q_{t-1}), the latter also split into
       ``posterior/kl_mean`` and ``posterior/kl_covariance``
@@ -61,7 +63,7 @@ class PosteriorCallback(BaseCallback):
         for a diagonal covariance and one in 64 for a full one, whose statistics take a matrix inverse for
         every step and environment. (Of fewer than 64 one is watched, at one in so many rollouts that it
         comes to the same.)
-    :param figure_freq: number of rollouts between two histograms and figures; 0 for none
+    :param figure_freq: number of rollouts between two histograms and plots; 0 for none
     :param verbose: verbosity level
     :raises ValueError: if an argument is out of range, or the model is no LaplaceRecurrentPPO
     """
@@ -85,12 +87,12 @@ class PosteriorCallback(BaseCallback):
         self._watch_freq = max(1, _ONE_IN // n_envs) if is_full and self.n_watched is None else 1
         # Step of its trial that each environment is at, -1 where the trial's start was not seen
         self._trial_step = np.full(n_envs, -1)
-        self._n_rollouts, self._next_figures = 0, self.figure_freq
+        self._n_rollouts, self._next_plots = 0, self.figure_freq
         self._clear_curves()
 
     def _on_training_start(self) -> None:
         outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
-        self._has_figures = bool(outputs) and self.figure_freq > 0
+        self._has_plots = bool(outputs) and self.figure_freq > 0
         for output in outputs:
             output.writer.add_custom_scalars(
                 {
@@ -100,15 +102,14 @@ class PosteriorCallback(BaseCallback):
                     for group, charts in _LAYOUT.items()
                 }
             )
-        self._figures = _import_figures() if self._has_figures else None
+        self._plots = _import_plots() if self._has_plots else None
 
     def _on_rollout_start(self) -> None:
         self._is_watched = self._n_rollouts % self._watch_freq == 0
         self._n_rollouts += 1
-        self._figures_are_due = self._has_figures and self._is_watched and self._n_rollouts >= self._next_figures
+        self._plots_are_due = self._has_plots and self._is_watched and self._n_rollouts >= self._next_plots
         n_envs = self.training_env.num_envs
         self._watched = np.sort(self._rng.permutation(n_envs)[: self._n_chosen])
-        self._index = None if len(self._watched) == n_envs else th.as_tensor(self._watched, device=self.model.device)
         self._posteriors: list[Gaussian] = []
         self._previous: list[Gaussian] = []
         self._statistics: list[dict[str, np.ndarray]] = []
@@ -121,13 +122,16 @@ class PosteriorCallback(BaseCallback):
         if not self._is_watched:
             return True
         dones = np.asarray(self.locals["dones"], dtype=bool)
-        watched = self._watched
-        self._flags.append((starts[watched], dones[watched], self._trial_step[watched]))
+        chosen = self._watched[~ignored_steps(self.training_env)[self._watched]]
+        if not chosen.size:
+            return True
+        self._flags.append((starts[chosen], dones[chosen], self._trial_step[chosen]))
         step: PosteriorStep = self.locals["step"].posterior
         posterior, previous = step.posterior, step.previous
-        if self._index is not None:
+        if len(chosen) < len(starts):
+            index = th.as_tensor(chosen, device=self.model.device)
             with th.inference_mode():
-                posterior, previous = posterior[self._index], previous[self._index]
+                posterior, previous = posterior[index], previous[index]
         self._posteriors.append(posterior)
         self._previous.append(previous)
         if len(self._posteriors) * sum(part.numel() for part in posterior.tensors) >= _BATCH_SIZE:
@@ -146,7 +150,7 @@ class PosteriorCallback(BaseCallback):
             variance = posterior.variance
             values["variance_max"], values["variance_min"] = variance.amax(-1), variance.amin(-1)
             self._statistics.append({name: value.cpu().numpy() for name, value in values.items()})
-            if self._figures_are_due:
+            if self._plots_are_due:
                 chosen = th.as_tensor(self._rng.integers(len(variance), size=_N_HISTOGRAM), device=variance.device)
                 self._variances.append(variance[chosen].flatten().cpu().numpy())
         self._posteriors, self._previous = [], []
@@ -155,6 +159,8 @@ class PosteriorCallback(BaseCallback):
         if not self._is_watched:
             return
         self._compute()
+        if not self._statistics:
+            return
         values = {name: np.concatenate([batch[name] for batch in self._statistics]) for name in self._statistics[0]}
         values["kl"] = values["kl_mean"] + values["kl_covariance"]
         first, last, trial_step = (np.concatenate(flags) for flags in zip(*self._flags, strict=True))
@@ -167,11 +173,11 @@ class PosteriorCallback(BaseCallback):
         if claimed > 0:
             dim = self.model.policy.latent_layer.latent_dim
             self._record("moved_to_claimed", 2.0 * values["kl_mean"][~first].sum() / dim / claimed)
-        if self._has_figures:
+        if self._has_plots:
             self._add_to_curves(trial_step, values)
-        if self._figures_are_due:
-            self._next_figures = self._n_rollouts + self.figure_freq
-            self._record_figures()
+        if self._plots_are_due:
+            self._next_plots = self._n_rollouts + self.figure_freq
+            self._record_plots()
 
     def _record(self, name: str, value: np.ndarray | float) -> None:
         """Log the mean of some numbers, if there are any and they exist."""
@@ -191,27 +197,27 @@ class PosteriorCallback(BaseCallback):
         for name, total in self._sums.items():
             self._sums[name] = total + np.bincount(steps, values[name][known], minlength=_MAX_CURVE)
 
-    def _record_figures(self) -> None:
+    def _record_plots(self) -> None:
         self.logger.record("posterior/variance", np.concatenate(self._variances), exclude=_TEXT_FORMATS)
-        if self._figures is not None and self._counts[1:].any():
+        if self._plots is not None and self._counts[1:].any():
             drawn = slice(0, int(np.flatnonzero(self._counts)[-1]) + 1)
             with np.errstate(invalid="ignore"):
                 means = {_CURVES[name]: (total / self._counts)[drawn] for name, total in self._sums.items()}
             means = {label: mean for label, mean in means.items() if np.isfinite(mean).any()}
             if means:
-                image = self._figures.to_image(self._figures.within_trial(means))
+                image = self._plots.to_image(self._plots.within_trial(means))
                 self.logger.record("posterior/within_trial", Image(image, "HWC"), exclude=_TEXT_FORMATS)
         self._clear_curves()
 
 
-def _import_figures() -> ModuleType | None:
+def _import_plots() -> ModuleType | None:
     """The module that draws, None (with a warning) without matplotlib."""
     try:
-        from sb3_laplace.plots import traces as figures
+        from sb3_laplace.plots import traces as plots
     except ImportError:
         warnings.warn(
-            "matplotlib is not installed: PosteriorCallback logs no figures. Install it "
+            "matplotlib is not installed: PosteriorCallback logs no plots. Install it "
             "(pip install 'sb3-laplace[plots]') or pass figure_freq=0."
         )
         return None
-    return figures
+    return plots

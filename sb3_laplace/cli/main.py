@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.errors import InputError
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
-from sb3_laplace.evaluation.trace_recorder import player_env
+from sb3_laplace.evaluation.player import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.plots.report import write_report
 from sb3_laplace.posthoc.convert import load_recurrent_ppo

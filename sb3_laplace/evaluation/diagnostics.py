@@ -3,14 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from sb3_laplace.checks import check_integer
-from sb3_laplace.evaluation.bootstrap import Estimate, bootstrap
+from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.traces import PosteriorTrace
 
 #: Fewest complete trials that a verdict is given on, and fewest steps of a trial to have an early and a late part
@@ -104,11 +103,12 @@ def diagnose(
 
     Each question has a function whose docstring defines its verdicts: :func:`judge_performance`,
     :func:`judge_entropy`, :func:`judge_consistency`, :func:`judge_overconfidence` and
-    :func:`judge_policy_calibration`. Confidence intervals are percentiles of a bootstrap over trials, which
-    are independent (the steps of one are not). Only complete trials of at least :data:`MIN_STEPS` steps
-    count, and there is no verdict on fewer than :data:`MIN_TRIALS`. The first step of a trial, before which
-    nothing was observed, is left out of everything about changes: there q_{t-1} is the prior, whose mean is
-    no estimate. The early part of a trial is the first third of the other steps, the late part the last.
+    :func:`judge_policy_calibration`. Confidence intervals come from a bootstrap over trials, which are independent
+    (the steps of one are not); :mod:`sb3_laplace.evaluation.bootstrap` says how often they hold the truth. Only
+    complete trials of at least :data:`MIN_STEPS` steps count, and there is no verdict on fewer than
+    :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is every other
+    at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no estimate. The
+    early part of a trial is the first third of the steps after the first, the late part the last third.
 
     :param trace: the trace
     :param n_bootstrap: number of bootstrap resamples
@@ -119,7 +119,7 @@ def diagnose(
     check_integer("n_bootstrap", n_bootstrap, minimum=100)
     if not 0.0 < confidence_level < 1.0:
         raise ValueError(f"confidence_level must lie between 0 and 1, got {confidence_level!r}.")
-    data = Trials(trace, n_bootstrap, confidence_level, seed)
+    data = Trials(trace, Bootstrap(n_bootstrap, confidence_level, seed))
     judges = {
         "performance": judge_performance,
         "entropy": judge_entropy,
@@ -134,20 +134,21 @@ def diagnose(
 class Trials:
     """The trials of a trace that count, their parts, and the bootstrap over them."""
 
-    def __init__(self, trace: PosteriorTrace, n_bootstrap: int, confidence_level: float, seed: int) -> None:
+    def __init__(self, trace: PosteriorTrace, bootstrap: Bootstrap) -> None:
         self.trace = trace
         self._chosen = trace.complete & (trace.lengths >= MIN_STEPS)
         self.n_trials = int(self._chosen.sum())
         self.enough = self.n_trials >= MIN_TRIALS
         self._lengths = trace.lengths[self._chosen, None]
-        self._bootstrap = (n_bootstrap, confidence_level, seed)
+        self.bootstrap = bootstrap
         steps = np.arange(trace.n_steps)
         third = (self._lengths - 1) // 3
+        updates = (steps < self._lengths) & (self.get(trace.episode_start) != 1.0) & (steps >= 1)
         #: Which steps are in which part of a trial, each of shape (n_trials, T)
         self.parts = {
-            "all": (steps >= 1) & (steps < self._lengths),
-            "early": (steps >= 1) & (steps <= third),
-            "late": (steps >= self._lengths - third) & (steps < self._lengths),
+            "all": updates,
+            "early": updates & (steps <= third),
+            "late": updates & (steps >= self._lengths - third),
         }
 
     def get(self, array: np.ndarray) -> np.ndarray:
@@ -166,17 +167,13 @@ class Trials:
         """Means over a part of each trial, shape (n_trials,)."""
         return self.sum(values, part) / self.parts[part].sum(1)
 
-    def estimate(self, columns: list[np.ndarray], statistic: Callable[..., np.ndarray]) -> Estimate:
-        """A function of averages over trials, see :func:`~sb3_laplace.evaluation.bootstrap.bootstrap`."""
-        return bootstrap(columns, statistic, *self._bootstrap)
-
     def average(self, column: np.ndarray) -> Estimate:
-        """The average over trials."""
-        return self.estimate([column], lambda x: x)
+        """The average over trials of a number for each of them, shape (n_trials,)."""
+        return self.bootstrap.ratio(column)
 
     def ratio(self, above: np.ndarray, below: np.ndarray) -> Estimate:
-        """Ratio of the sums over trials."""
-        return self.estimate([above, below], lambda x, y: x / y)
+        """Ratio of two averages over trials, each of a number for each of them, shape (n_trials,)."""
+        return self.bootstrap.ratio(above, below)
 
     def no_verdict(self, question: str) -> Finding:
         return Finding(
@@ -196,11 +193,14 @@ def judge_performance(data: Trials) -> Finding:
     - *yes*: the interval of the change lies on the better side of 0
     - *no*: it does not, and excludes an improvement by more than 10% of the early average
     - *undecided*: neither
+    - *not applicable*: there is no regret, and rewards are not finite
     """
     question = "Does it do better late in a trial?"
     if not data.enough:
         return data.no_verdict(question)
     has_regret = data.exists(data.trace.regret)
+    if not has_regret and not data.exists(data.trace.reward):
+        return Finding(question, NOT_APPLICABLE, {}, "Not all rewards are finite.")
     name = "regret" if has_regret else "reward"
     values = data.get(data.trace.regret if has_regret else data.trace.reward)  # type: ignore[arg-type]
     early, late = data.mean(values, "early"), data.mean(values, "late")
@@ -340,8 +340,9 @@ def judge_policy_calibration(data: Trials) -> Finding:
     Discrete actions, where the environment reports a regret: ``confidence`` is the mean probability of the
     action taken, ``accuracy`` how often that action was the best (no regret), ``gap`` their difference.
     Choosing each action with the probability that it is the best (Thompson sampling) has a gap of 0; a greedy
-    policy is overconfident by this measure, and may earn more for it. ``calibration_error`` is the mean of the
-    gaps' sizes over 10 bins of confidence.
+    policy is overconfident by this measure, and may earn more for it. ``calibration_error`` is the root mean
+    square of the gaps in 10 bins of confidence, weighted by how many steps are in each. What chance alone adds to it
+    is taken off, so that its interval reaches down to 0 for a policy without gaps, however few the trials.
 
     One continuous action, where the environment reports a target: ``coverage_50`` and ``coverage_90`` are how
     often the target lies in the central 50% (90%) of the predictions for draws from the posterior, ``gap``
@@ -383,12 +384,14 @@ def _confidence_and_accuracy(data: Trials) -> dict[str, Estimate]:
     regret: Any = data.trace.regret
     is_best = (data.get(regret) < 1e-6).astype(np.float64)
     bins = reliability_bins(confidence)
-    gaps = [data.mean((confidence - is_best) * (bins == b), "all") for b in range(_N_BINS)]
+    in_bin = [(bins == b).astype(np.float64) for b in range(_N_BINS)]
+    gaps = np.stack([data.mean((confidence - is_best) * inside, "all") for inside in in_bin], axis=1)
+    weights = np.stack([data.mean(inside, "all") for inside in in_bin], axis=1)
     return {
         "confidence": data.average(data.mean(confidence, "all")),
         "accuracy": data.average(data.mean(is_best, "all")),
         "gap": data.average(data.mean(confidence - is_best, "all")),
-        "calibration_error": data.estimate(gaps, lambda *means: np.abs(means).sum(0)),
+        "calibration_error": data.bootstrap.root_mean_square(gaps, weights),
     }
 
 

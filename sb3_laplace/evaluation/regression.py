@@ -1,15 +1,20 @@
 """How well an agent predicts on FourierRegression after n observed pairs, beside the best that can be done."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
+from gymnasium.vector import VectorWrapper
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_choice, check_integer
 from sb3_laplace.evaluation.gaussian_mixture import GaussianMixture
+from sb3_laplace.evaluation.player import Played, Player, describe, distribution_at, draw_latents, forked_random
 from sb3_laplace.evaluation.regression_evaluation import (
     BAND_QUANTILES,
     COVERAGE_LEVELS,
@@ -17,12 +22,12 @@ from sb3_laplace.evaluation.regression_evaluation import (
     RegressionEvaluation,
 )
 from sb3_laplace.evaluation.regression_limit import bayesian_linear_regression
-from sb3_laplace.evaluation.trace_recorder import describe
 from sb3_laplace.policies.distributions import MixtureDistribution
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import PosteriorState
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
+from sb3_laplace.vec_env import GymnasiumVecEnv
 from sb3_laplace_envs.tasks.fourier_regression import TEST_QUERY_INTERVALS, FourierRegressionVectorEnv
 
 #: Numbers of observed pairs after which predictions are evaluated
@@ -30,12 +35,13 @@ N_OBSERVED = (0, 1, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 100, 200)
 #: Where the observed inputs lie: all over the domain, or in the task's test mode's intervals only
 CONTEXTS = {"train": ((-1.0, 1.0),), "test": TEST_QUERY_INTERVALS}
 
-# Where an observation holds the query, and the flag of a trial's first step
-_QUERY, _FIRST_STEP = 2, -1
+# Where an observation holds the last pair's x, and the query
+_LAST_X, _QUERY = 0, 2
 # The limit's standard deviation is not let below this: after seven pairs its likelihood would have no bound
 _LIMIT_STD = 0.05
 _N_EXAMPLES = 4
-# Predictions made at a time; and fewer by as many times as this many past inputs are kept in the state
+# Predictions made at a time. A posterior that keeps past inputs in the state takes memory for each of them: above
+# this many inputs, fewer predictions are made at a time, in inverse proportion.
 _ROWS = 512
 _INPUTS = 16
 _OWN_ENV_KWARGS = ("num_envs", "trial_length", "query_intervals")
@@ -87,32 +93,32 @@ def evaluate_regression(
     n_posterior_samples = check_integer("n_posterior_samples", n_posterior_samples, minimum=0)
     check_choice("context", context, tuple(CONTEXTS))
     seed = check_integer("seed", seed, minimum=0)
-    env = _make_env(n_functions, numbers[-1] + 1, context, env_kwargs or {})
-    agent = _Agent(model, env, n_posterior_samples)
+    # One step more than is played: at its end the environment would draw the next functions
+    tasks = _make_env(n_functions, numbers[-1] + 2, context, env_kwargs or {})
+    _check_model(model, tasks)
+    trials = _Trials(tasks)
+    policy, env = model.policy, _as_trained(model, GymnasiumVecEnv(trials))
+    player = Player(model, env, n_functions, partial(policy.act, deterministic=True))
     test_inputs = (2 * np.arange(n_test_inputs) + 1) / n_test_inputs - 1.0
+    predict = _Predictor(policy, env, tasks, test_inputs, n_posterior_samples)
 
-    # Spread, so that they are not those of the training environments
-    obs, _ = env.reset(seed=np.random.SeedSequence(seed).generate_state(n_functions).tolist())
-    targets = env.evaluate(test_inputs)
     pairs = np.zeros((n_functions, numbers[-1], 2))
     of_agent, of_limit, examples = [], [], []
-    with th.inference_mode(), th.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        th.manual_seed(seed)
-        for n in range(numbers[-1] + 1):
-            before = agent.states
-            played = agent.act(obs)
+    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+        for n, played in zip(range(numbers[-1] + 1), steps, strict=False):
+            if n == 0:
+                targets = tasks.evaluate(test_inputs)
             if n in numbers:
-                prediction, predictive = agent.predict(obs, before, test_inputs)
-                mean, std = bayesian_linear_regression(env, pairs[:, :n, 0], pairs[:, :n, 1], test_inputs)
+                prediction, predictive = predict(played)
+                mean, std = bayesian_linear_regression(tasks, pairs[:, :n, 0], pairs[:, :n, 1], test_inputs)
                 limit = GaussianMixture(th.from_numpy(mean)[None], th.from_numpy(std.clip(min=_LIMIT_STD))[None])
-                of_agent.append({**_score(prediction, predictive, targets), **_statistics(played)})
+                of_agent.append({**_score(prediction, predictive, targets), **_statistics(played.step)})
                 of_limit.append(_score(mean, limit, targets))
                 examples.append(_examples(predictive, limit))
             if n < numbers[-1]:
-                obs, *_ = env.step(agent.to_env_actions(played))
-                pairs[:, n, 0] = obs[:, 0]
+                pairs[:, n, 0] = trials.observations[:, _LAST_X]
                 # The limit is one in double precision only
-                pairs[:, n, 1] = env.evaluate(pairs[:, n, :1])[:, 0]
+                pairs[:, n, 1] = tasks.evaluate(pairs[:, n, :1])[:, 0]
 
     bands = (np.stack(parts, axis=1) for parts in zip(*examples, strict=True))
     return RegressionEvaluation(
@@ -131,96 +137,122 @@ def evaluate_regression(
     )
 
 
-class _Agent:
-    """The agent in its trials: :meth:`act` goes on by a step, :meth:`predict` looks aside."""
+class _Trials(VectorWrapper):
+    """Keeps the last observations, and seeds each environment apart from its neighbours.
 
-    def __init__(self, model: LaplaceRecurrentPPO, env: FourierRegressionVectorEnv, n_posterior_samples: int) -> None:
-        if not isinstance(model, LaplaceRecurrentPPO):
+    So none of the functions is one of the training environments', whose seeds follow one another.
+    """
+
+    observations: np.ndarray
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        seeds = None if seed is None else np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+        self.observations, infos = self.env.reset(seed=seeds, options=options)
+        return self.observations, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.observations, *rest = self.env.step(actions)
+        return self.observations, *rest
+
+
+def _as_trained(model: LaplaceRecurrentPPO, env: VecEnv) -> VecEnv:
+    """The environment under the agent's VecNormalize, if it has one: a copy that shares the statistics."""
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None:
+        return env
+    normalized = copy.copy(normalizer)
+    normalized.set_venv(env)
+    return normalized
+
+
+def _check_model(model: LaplaceRecurrentPPO, tasks: FourierRegressionVectorEnv) -> None:
+    """Check that the agent is one for these tasks.
+
+    :raises ValueError: saying why it is not
+    """
+    if not isinstance(model, LaplaceRecurrentPPO):
+        raise ValueError(
+            f"model must be a LaplaceRecurrentPPO, got a {type(model).__name__}; "
+            "LaplaceRecurrentPPO.from_recurrent_ppo converts a RecurrentPPO."
+        )
+    for kind, own, theirs in (
+        ("observation", model.observation_space, tasks.single_observation_space),
+        ("action", model.action_space, tasks.single_action_space),
+    ):
+        if own != theirs:
             raise ValueError(
-                f"model must be a LaplaceRecurrentPPO, got a {type(model).__name__}; "
-                "LaplaceRecurrentPPO.from_recurrent_ppo converts a RecurrentPPO."
+                f"model must be an agent for FourierRegression: its {kind} space is {describe(own)}, the task's "
+                f"{describe(theirs)}. (env_kwargs must hold the arguments that its environment was made with.)"
             )
-        for kind, own, theirs in (
-            ("observation", model.observation_space, env.single_observation_space),
-            ("action", model.action_space, env.single_action_space),
-        ):
-            if own != theirs:
-                raise ValueError(
-                    f"model must be an agent for FourierRegression: its {kind} space is {describe(own)}, the task's "
-                    f"{describe(theirs)}. (env_kwargs must hold the arguments that its environment was made with.)"
-                )
-        self.policy: LaplaceLstmPolicy = model.policy
-        if self.policy.squash_output:
-            raise ValueError("model must have Gaussian actions, got policy_kwargs with squash_output=True.")
-        self.policy.set_training_mode(False)
-        normalizer = model.get_vec_normalize_env()
-        self._normalize: Callable[[Any], Any] = (lambda obs: obs) if normalizer is None else normalizer.normalize_obs
-        self._n_posterior_samples = 0 if self.policy.latent_layer.is_point else n_posterior_samples
-        self._scale, self._bound = env.action_scale, env.max_y
-        self.states = self.policy.initial_states(env.num_envs)
+    if model.policy.squash_output:
+        raise ValueError("model must have Gaussian actions, got policy_kwargs with squash_output=True.")
 
-    def act(self, obs: np.ndarray) -> PolicyStep:
-        """One step of all trials.
 
-        :param obs: the environment's own observations, shape (N, 6)
-        """
-        tensors, starts = self._observe(obs)
-        played = self.policy.act(tensors, self.states, starts, deterministic=True)
-        self.states = played.states
-        return played
+class _Predictor:
+    """What an agent would have predicted in a step if it had been asked about other inputs.
 
-    def to_env_actions(self, played: PolicyStep) -> np.ndarray:
-        """The actions of a step as the environment takes them, shape (N, 1)."""
-        return self.policy.to_env_actions(played.actions.cpu().numpy())
+    :param policy: the agent's policy
+    :param env: the environment as the agent has it
+    :param tasks: the tasks in it
+    :param test_inputs: what takes the place of the query, shape (J,)
+    :param n_posterior_samples: number of draws K from the posterior; 0 for its mean
+    """
 
-    def predict(
-        self, obs: np.ndarray, states: RecurrentStates, test_inputs: np.ndarray
-    ) -> tuple[np.ndarray, GaussianMixture]:
-        """What one more step would predict at each of J test inputs, in the units of y.
+    def __init__(
+        self,
+        policy: LaplaceLstmPolicy,
+        env: VecEnv,
+        tasks: FourierRegressionVectorEnv,
+        test_inputs: np.ndarray,
+        n_posterior_samples: int,
+    ) -> None:
+        self._policy = policy
+        self._n_draws = 0 if policy.latent_layer.is_point else n_posterior_samples
+        self._scale, self._bound = tasks.action_scale, tasks.max_y
+        queries: Any = np.zeros((len(test_inputs), *tasks.single_observation_space.shape), np.float32)  # type: ignore[misc]
+        queries[:, _QUERY] = test_inputs
+        normalizer = unwrap_vec_normalize(env)
+        if normalizer is not None:
+            queries = normalizer.normalize_obs(queries)
+        self._queries = th.as_tensor(queries[:, _QUERY], device=policy.device)
 
-        :param obs: the environment's own observations, shape (N, 6)
-        :param states: recurrent states before them
-        :param test_inputs: what takes the place of the query, shape (J,)
+    @th.inference_mode()
+    def __call__(self, played: Played) -> tuple[np.ndarray, GaussianMixture]:
+        """Predictions at each of J test inputs in the place of the step's own query, in the units of y.
+
+        :param played: a step of N trials
         :return: the predictions at the posterior's mean, clipped to the range of y as the environment clips actions,
             shape (N, J); and over draws from the posterior, unclipped as in training, shape (max(K, 1), N, J)
         """
-        shape = len(obs), len(test_inputs)
-        size = max(1, _ROWS // max(1, self._n_inputs_kept(states.pi.posterior) // _INPUTS))
+        obs: Any = played.obs
+        shape = len(obs), len(self._queries)
+        size = max(1, _ROWS // max(1, self._n_inputs_kept(played.before.pi.posterior) // _INPUTS))
         parts = []
         for first in range(0, shape[0] * shape[1], size):
-            function, position = np.divmod(np.arange(first, min(first + size, shape[0] * shape[1])), shape[1])
+            index = th.arange(first, min(first + size, shape[0] * shape[1]), device=obs.device)
+            function, position = index // shape[1], index % shape[1]
             rows = obs[function]
-            rows[:, _QUERY] = test_inputs[position]
-            index = th.as_tensor(function, device=self.policy.device)
-            of_rows = RecurrentStates(states.pi.select(index), states.vf.select(index))
-            parts.append(self._components(rows, of_rows))
+            rows[:, _QUERY] = self._queries[position]
+            parts.append(self._components(rows, played.before.select(function), played.starts[function]))
         means, stds = (self._scale * th.cat(part, dim=1).view(-1, *shape) for part in zip(*parts, strict=True))
-        drawn = slice(min(1, self._n_posterior_samples), None)
+        drawn = slice(min(1, self._n_draws), None)
         return means[0].clamp(-self._bound, self._bound).numpy(), GaussianMixture(means[drawn], stds[drawn])
 
-    def _components(self, obs: np.ndarray, states: RecurrentStates) -> tuple[th.Tensor, ...]:
+    def _components(self, obs: th.Tensor, states: RecurrentStates, starts: th.Tensor) -> tuple[th.Tensor, ...]:
         """Means and standard deviations of the actions, at the posterior's mean and at K draws, each (1 + K, B)."""
-        tensors, starts = self._observe(obs)
-        step = self.policy.act(tensors, states, starts, deterministic=True)
-        posterior = step.posterior.posterior
-        latents = posterior.mean.unsqueeze(0)
-        if self._n_posterior_samples > 0:
-            draws, _ = self.policy.latent_layer.draw(posterior, self._n_posterior_samples)
-            latents = th.cat((latents, draws))
-        distribution = self.policy.distribution_at(tensors, latents, step.hidden)
+        step = self._policy.act(obs, states, starts, deterministic=True)
+        latents = draw_latents(self._policy, step, 0)
+        if self._n_draws > 0:
+            latents = th.cat((latents, draw_latents(self._policy, step, self._n_draws)))
+        distribution = distribution_at(self._policy, obs, step, latents)
         if isinstance(distribution, MixtureDistribution):
             distribution = distribution.components
         normal: Any = distribution.distribution
         return tuple(part.view(len(latents), -1).cpu().double() for part in (normal.mean, normal.stddev))
 
-    def _observe(self, obs: np.ndarray) -> tuple[PyTorchObs, th.Tensor]:
-        """Observations as the policy takes them, and where trials start."""
-        starts = th.as_tensor(obs[:, _FIRST_STEP]).to(self.policy.latent_layer.prior_mean)
-        return self.policy.obs_to_tensor(self._normalize(obs))[0], starts
-
     def _n_inputs_kept(self, state: PosteriorState) -> int:
         """Number of past inputs that the posterior keeps in the state, and evaluates anew at each step."""
-        empty = self.policy.latent_layer.initial_state(1)
+        empty = self._policy.latent_layer.initial_state(1)
         grown = [part.shape[now.shape.index(0)] for part, now in zip(state, empty, strict=True) if 0 in now.shape]
         return max(grown, default=0)
 

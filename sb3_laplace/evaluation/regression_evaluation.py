@@ -1,16 +1,13 @@
-"""What :func:`~sb3_laplace.evaluate_regression` returns: scores by number of observed pairs, tables, files, figures."""
+"""What :func:`~sb3_laplace.evaluate_regression` returns: scores by number of observed pairs, tables, files."""
 
 import csv
 import json
 import os
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Central intervals whose coverage is measured, in percent
 COVERAGE_LEVELS = (50, 90, 95)
@@ -28,7 +25,6 @@ METRICS = (
 )
 _FORMAT = 1
 _METHODS = {"agent": "agent", "limit": "bayesian_linear_regression"}
-_NO_MATPLOTLIB = "Figures need matplotlib: pip install 'sb3-laplace[plots]'."
 
 
 class ExampleFunctions(NamedTuple):
@@ -206,30 +202,6 @@ class RegressionEvaluation:
             examples=ExampleFunctions(**parts["examples"]),
             settings=header["settings"],
         )
-
-    def plot_functions(self) -> "Figure":
-        """The first functions and what is predicted of them, a row for each and a column for each number of pairs.
-
-        After 0, 1, 5, 10 and 30 pairs, or of other numbers the first five.
-
-        :raises ImportError: if matplotlib is not installed
-        """
-        try:
-            from sb3_laplace.plots import regression as regression_figures
-        except ImportError as error:
-            raise ImportError(_NO_MATPLOTLIB) from error
-        return regression_figures.functions(self)
-
-    def plot_scores(self) -> "Figure":
-        """MSE, NLL, coverage, entropy and KL by number of pairs, beside the limit's.
-
-        :raises ImportError: if matplotlib is not installed
-        """
-        try:
-            from sb3_laplace.plots import regression as regression_figures
-        except ImportError as error:
-            raise ImportError(_NO_MATPLOTLIB) from error
-        return regression_figures.scores({"agent": self})
 
 
 def _text(value: Any) -> str:

@@ -1,11 +1,14 @@
 """Traces: what an agent's posterior did, step by step, in many trials."""
 
+import contextlib
 import csv
 import json
 import os
 import warnings
 import zipfile
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -14,21 +17,22 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
-from sb3_laplace.evaluation.trace_recorder import (
-    COLUMNS,
-    TraceRecorder,
-    frozen_statistics,
-    known_trial_length,
-    player_env,
-    progress,
-    settings_of,
-)
+from sb3_laplace.evaluation.player import Player, player_env
+from sb3_laplace.evaluation.trace_recorder import COLUMNS, METRICS, TraceRecorder, settings_of
+
+try:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+except ImportError:
+    tqdm = None
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-_FORMAT = 1
-_FIGURE = "figure/"
+_FORMAT = 2
+# Formats that can be read, with what the names of the environment's metrics begin with in each
+_METRICS_IN = {1: "figure/", 2: METRICS}
+# What format 1 does not have is derived from the other arrays
+_DERIVED = ("returns", "episode_lengths", "episode_start")
 
 
 class ExampleTrials(NamedTuple):
@@ -50,12 +54,16 @@ class ExampleTrials(NamedTuple):
 class PosteriorTrace:
     """What an agent's posterior did in n_trials trials of up to T steps.
 
-    Every array of steps has shape (n_trials, T), float32, and is NaN after a trial's end and where a
-    quantity does not exist (a point posterior has no entropy). q_t is the posterior after the observation
-    that step t acts on, m_t its mean, Sigma_t its covariance, Lambda_t its precision; q_{t-1} is the prior
-    at a trial's first step.
+    Every array of steps has shape (n_trials, T), rewards and metrics in float64 and all others in float32. Beyond
+    :attr:`lengths`, which say where a trial ends, arrays hold NaN; so do those within it whose quantity does not exist
+    (a point posterior has no entropy). q_t is the posterior after the observation that step t acts on, m_t its mean,
+    Sigma_t its covariance, Lambda_t its precision; q_{t-1} is the prior at an episode's first step.
 
-    :param lengths: number of steps of each trial, shape (n_trials,)
+    Trials are Monitor's episodes where there is one, see :class:`~sb3_laplace.evaluation.player.Player`. Returns and
+    episode lengths are those that it reports, as in SB3's ``evaluate_policy``; rewards are what the agent's
+    environment gave at each step, which wrappers above Monitor may have changed.
+
+    :param lengths: number of steps that the agent took in each trial, shape (n_trials,)
     :param complete: False for a trial cut short by an interrupt, shape (n_trials,)
     :param entropy: H(q_t), in nats
     :param kl_mean: mean part of KL(q_t || q_{t-1}), half the squared Mahalanobis distance of the means, in nats
@@ -70,12 +78,21 @@ class PosteriorTrace:
     :param confidence: of discrete actions, the probability of the action taken under the policy averaged
         over draws from q_t
     :param target_quantile: where the environment reports a ``target`` of the (one-dimensional) action, its
-        quantile among actions for draws from q_t: uniform on (0, 1) if these predict it well
+        quantile among actions for draws from q_t, times ``settings["action_scale"]``: uniform on (0, 1) if these
+        predict it well
     :param reward: the environment's own, not normalized
-    :param figures: the environment's other figures (``regret``, ``target``, ...) by name
     :param latent_dim: number of latent units D
+    :param metrics: numbers that the environment reported of each step (``regret``, ``target``, ...) by the names
+        that it gave them, NaN where it did not report one
     :param examples: posteriors of a few trials; None if none were asked for
-    :param settings: what was played, by whom; what JSON can hold
+    :param settings: what was played, by whom; what JSON can hold. ``action_scale`` is the environment's attribute of
+        that name, if it reported targets: a positive number, or 1 where it has none.
+    :param returns: undiscounted return of each trial (of one cut short, so far), shape (n_trials,), float64; by
+        default the sums of the rewards
+    :param episode_lengths: number of steps of each trial as Monitor counts them, which wrappers above it may not
+        show to the agent, shape (n_trials,); by default :attr:`lengths`
+    :param episode_start: 1 where the agent's memory started afresh: at each trial's first step, and after an end that
+        a wrapper above Monitor made up (a life lost); by default at the first steps only
     """
 
     lengths: np.ndarray
@@ -92,9 +109,21 @@ class PosteriorTrace:
     target_quantile: np.ndarray
     reward: np.ndarray
     latent_dim: int
-    figures: dict[str, np.ndarray] = field(default_factory=dict)
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
     examples: ExampleTrials | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    returns: np.ndarray = None  # type: ignore[assignment]
+    episode_lengths: np.ndarray = None  # type: ignore[assignment]
+    episode_start: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.returns is None:
+            self.returns = self.totals(self.reward)
+        if self.episode_lengths is None:
+            self.episode_lengths = self.lengths
+        if self.episode_start is None:
+            is_first = np.arange(self.n_steps) == 0
+            self.episode_start = np.where(self.inside, is_first, np.nan).astype(np.float32)
 
     @property
     def n_trials(self) -> int:
@@ -112,14 +141,22 @@ class PosteriorTrace:
         return bool(self.settings.get("interrupted", False))
 
     @property
-    def returns(self) -> np.ndarray:
-        """Undiscounted return of each trial, shape (n_trials,)."""
-        return np.nansum(self.reward, axis=1)
+    def inside(self) -> np.ndarray:
+        """Which entries of the arrays are steps of a trial, shape (n_trials, T), bool."""
+        return np.arange(self.n_steps) < self.lengths[:, None]
 
     @property
     def regret(self) -> np.ndarray | None:
         """Regret of each step where the environment reports one, shape (n_trials, T)."""
-        return self.figures.get("regret")
+        return self.metrics.get("regret")
+
+    def totals(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the steps of each trial; not finite where a value is not.
+
+        :param values: shape (n_trials, T)
+        :return: shape (n_trials,), float64
+        """
+        return np.where(self.inside, values, 0.0).sum(axis=1, dtype=np.float64)
 
     @property
     def move(self) -> np.ndarray:
@@ -127,16 +164,17 @@ class PosteriorTrace:
         return 2.0 * self.kl_mean / self.latent_dim
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All arrays of steps by name: those of ``COLUMNS``, then the environment's figures."""
-        return {**{name: getattr(self, name) for name in COLUMNS}, **self.figures}
+        """All arrays of steps by name: those of ``COLUMNS``, then the environment's metrics as ``metrics/NAME``."""
+        metrics = {METRICS + name: array for name, array in self.metrics.items()}
+        return {**{name: getattr(self, name) for name in COLUMNS}, **metrics}
 
     def flatten(self) -> dict[str, np.ndarray]:
         """One row for each step played: ``trial`` and ``step`` (both from 0), then :meth:`columns`, each (rows,)."""
-        trial, step = np.nonzero(np.arange(self.n_steps) < self.lengths[:, None])
+        trial, step = np.nonzero(self.inside)
         return {"trial": trial, "step": step, **{name: array[trial, step] for name, array in self.columns().items()}}
 
     def to_csv(self, path: str | os.PathLike) -> None:
-        """Write one line for each step played, see :meth:`flatten`; what does not exist is left empty.
+        """Write one line for each step played, see :meth:`flatten`; what does not exist (NaN) is left empty.
 
         :param path: the file
         """
@@ -144,7 +182,7 @@ class PosteriorTrace:
         texts = []
         for array in table.values():
             text = np.char.mod("%d" if array.dtype.kind in "iu" else "%.7g", array)
-            texts.append(np.where(np.isfinite(array), text, "").tolist())
+            texts.append(np.where(np.isnan(array), "", text).tolist())
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(table)
@@ -166,8 +204,8 @@ class PosteriorTrace:
 
         :param path: the file
         """
-        arrays = {name: getattr(self, name) for name in ("lengths", "complete", *COLUMNS)}
-        arrays.update({_FIGURE + name: array for name, array in self.figures.items()})
+        arrays = {name: getattr(self, name) for name in ("lengths", "complete", "returns", "episode_lengths")}
+        arrays.update(self.columns())
         if self.examples is not None:
             arrays.update({f"examples/{name}": array for name, array in self.examples._asdict().items()})
         header = {"format": _FORMAT, "latent_dim": self.latent_dim, "settings": self.settings}
@@ -177,28 +215,30 @@ class PosteriorTrace:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PosteriorTrace":
-        """Read what :meth:`save` wrote. No code in the file is run.
+        """Read what :meth:`save` wrote, this version's or one before. No code in the file is run.
 
         :param path: the file
-        :raises ValueError: if it is not such a file
+        :raises ValueError: if it is not such a file, or lacks a part of one
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 arrays = {name: file[name] for name in file.files if name != "header"}
-        except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)!r} is no trace written by PosteriorTrace.save(): {error}") from error
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"{os.fspath(path)!r} has format {header.get('format')!r}, this version reads {_FORMAT}.")
-        own = {f.name for f in fields(cls)} & set(arrays)
-        examples = {name: arrays.get(f"examples/{name}") for name in ExampleTrials._fields}
-        return cls(
-            **{name: arrays[name] for name in own},
-            figures={name.removeprefix(_FIGURE): array for name, array in arrays.items() if name.startswith(_FIGURE)},
-            examples=None if examples["trials"] is None else ExampleTrials(**examples),  # type: ignore[arg-type]
-            latent_dim=header["latent_dim"],
-            settings=header["settings"],
-        )
+            if header["format"] not in _METRICS_IN:
+                readable = " and ".join(map(str, _METRICS_IN))
+                raise ValueError(f"it has format {header['format']!r}, this version reads {readable}")
+            names = ["lengths", "complete", *COLUMNS, *_DERIVED[:2]]
+            own = {name: arrays[name] for name in names if header["format"] > 1 or name not in _DERIVED}
+            examples = None
+            if "examples/trials" in arrays:
+                examples = ExampleTrials(*(arrays[f"examples/{name}"] for name in ExampleTrials._fields))
+            latent_dim, settings = header["latent_dim"], header["settings"]
+        except (KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{os.fspath(path)!r} is no trace written by PosteriorTrace.save(): {problem}") from error
+        prefix = _METRICS_IN[header["format"]]
+        metrics = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        return cls(**own, metrics=metrics, examples=examples, latent_dim=latent_dim, settings=settings)
 
 
 def posterior_trace(
@@ -211,13 +251,14 @@ def posterior_trace(
 ) -> PosteriorTrace:
     """Let an agent play trials and record its posterior at each step.
 
-    Every environment of the batch plays a number of trials fixed in advance, as in SB3's
-    ``evaluate_policy``, so that short trials are not counted more often than long ones. An interrupt
-    (Ctrl-C) ends the recording and keeps what there is, also the trials then under way.
+    What a trial is, and what its return, is said at :class:`~sb3_laplace.evaluation.player.Player`: both are Monitor's
+    where there is one, as in SB3's ``evaluate_policy``, and every environment of the batch plays a number of trials
+    fixed in advance. An interrupt (Ctrl-C) ends the recording and keeps what there is, also the trials then under
+    way.
 
-    The environment is reset first. Do not pass the one that the agent trains on if training is to go on.
-    With ``VecNormalize`` observations are normalized as in training, its statistics are not updated, and
-    rewards are the environment's own.
+    The environment is reset first. With ``VecNormalize`` observations are normalized as in training, its statistics
+    are not updated, and rewards are the environment's own. If it is the environment that the agent trains on, training
+    goes on with a reset.
 
     :param model: the agent
     :param env: the environment, best a batched one (:func:`~sb3_laplace.make_vec_env`)
@@ -233,29 +274,46 @@ def posterior_trace(
     check_integer("n_trials", n_trials, minimum=1)
     check_integer("n_examples", n_examples, minimum=0)
     env = player_env(model, env)
-    recorder = TraceRecorder(model.policy, env, n_trials, deterministic, n_examples)
-    recorder.check_length(known_trial_length(env))
+    settings = settings_of(model, env)
+    player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic))
+    recorder = TraceRecorder(player, n_trials, n_examples)
     interrupted = False
-    with progress(n_trials, progress_bar) as bar, frozen_statistics(env):
+    with _progress(n_trials, progress_bar) as bar, contextlib.closing(player.play()) as steps:
         try:
-            recorder.start()
-            while not recorder.finished:
-                bar.update(recorder.step())
+            for played in steps:
+                recorder.record(played)
+                bar.update(int(played.ended.sum()))
         except KeyboardInterrupt:
             if recorder.n_recorded == 0:
                 raise
             interrupted = True
-    columns, examples = recorder.result()
-    lengths, complete = columns.pop("lengths"), columns.pop("complete")
+    own, metrics, examples = recorder.result()
     if interrupted:
+        complete = own["complete"]
         warnings.warn(f"Interrupted: kept {complete.sum()} of {n_trials} trials, and {(~complete).sum()} in part.")
-    own = {name: columns.pop(name) for name in COLUMNS}
+    settings.update(deterministic=deterministic, interrupted=interrupted)
+    if recorder.action_scale is not None:
+        settings["action_scale"] = recorder.action_scale
     return PosteriorTrace(
-        lengths=lengths,
-        complete=complete,
         **own,
-        figures=columns,
+        metrics=metrics,
         examples=None if examples is None else ExampleTrials(*examples),
         latent_dim=model.policy.latent_layer.latent_dim,
-        settings={**settings_of(model, env), "deterministic": deterministic, "interrupted": interrupted},
+        settings=settings,
     )
+
+
+@contextlib.contextmanager
+def _progress(n_trials: int, shown: bool) -> Iterator[Any]:
+    """A tqdm progress bar on a terminal, after a few seconds; something with its ``update`` otherwise."""
+    if tqdm is None:
+        yield _NoBar()
+        return
+    # disable=None: shown on a terminal only
+    with tqdm(total=n_trials, unit="trial", delay=3.0, leave=False, disable=None if shown else True) as bar:
+        yield bar
+
+
+class _NoBar:
+    def update(self, n: int) -> None:
+        pass

@@ -1,4 +1,4 @@
-"""Figures of evaluations on FourierRegression, drawn as those of traces are: pyplot's state is never touched."""
+"""Plots of evaluations on FourierRegression, drawn as those of traces are: pyplot's state is never touched."""
 
 from collections.abc import Mapping
 
@@ -28,14 +28,14 @@ _TITLES = (
     "entropy of the posterior (nats)",
     "KL of successive posteriors (nats)",
 )
-Evaluations = Mapping[str, RegressionEvaluation]
 
 
-def functions(evaluation: RegressionEvaluation) -> Figure:
-    """The example functions, a row for each, and what is predicted of them, a column for each number of pairs.
+def plot_regression_functions(evaluation: RegressionEvaluation) -> Figure:
+    """Plot the example functions, a row for each, and what is predicted of them, a column for each number of pairs.
 
-    The agent's mean with its central 50% and 95%, the limit's mean and the ends of its central 95%, the true
-    function and the observed pairs.
+    Columns are 0, 1, 5, 10 and 30 pairs, or the first five numbers if the evaluation has none of these. Shown are the
+    agent's mean with its central 50% and 95%, the limit's mean and the ends of its central 95%, the true function
+    and the observed pairs.
 
     :param evaluation: the evaluation
     """
@@ -78,12 +78,10 @@ def _draw_function(axes: Axes, evaluation: RegressionEvaluation, row: int, index
     axes.plot(*observed, "o", color=_TRUTH_COLOR, markersize=3, label="pairs", zorder=3)
 
 
-def scores(evaluations: Evaluations) -> Figure:
-    """MSE, NLL, entropy, KL and coverage by number of pairs, in bands of two standard errors.
+def plot_regression_scores(evaluations: Mapping[str, RegressionEvaluation]) -> Figure:
+    """Plot MSE, NLL, entropy, KL and coverage by number of pairs, with bands of two standard errors.
 
-    The limit is that of the first evaluation.
-
-    :param evaluations: evaluations by the agents' names, of the same context
+    :param evaluations: evaluations by the agents' names, of the same context. The limit shown is the first one's.
     """
     figure, (mse, nll, entropy, kl, *coverages, unused) = new_figure(2, 4, (12.0, 5.6))
     first = next(iter(evaluations.values()))

@@ -28,7 +28,7 @@ td { overflow-wrap: anywhere; min-width: 9.5rem; }
 .bad { background: #fbe0d3; color: #7a2c05; }
 .numbers { color: #555; font-size: 0.85rem; font-variant-numeric: tabular-nums; margin-top: 0.25rem; }
 .numbers span { display: inline-block; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
 .examples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 560px)); }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
@@ -38,8 +38,8 @@ footer { margin: 2rem 0 1rem; color: #666; font-size: 0.85rem; }
 _GOOD = {"yes", "falls and levels off", "consistent", "calibrated"}
 _BAD = {"no", "does not fall", "inconsistent", "overconfident", "underconfident"}
 
-#: Name of the function of :mod:`sb3_laplace.plots.traces`, title and caption of each figure that shows all agents
-_FIGURES = (
+#: Name of the function of :mod:`sb3_laplace.plots.traces`, title and caption of each plot that shows all agents
+_PLOTS = (
     (
         "performance",
         "Cumulative regret, or reward",
@@ -78,9 +78,9 @@ _FIGURES = (
 def write_report(
     path: str | os.PathLike, traces: Mapping[str, PosteriorTrace], diagnoses: Mapping[str, Diagnosis]
 ) -> None:
-    """Write the verdicts and figures of one or several agents into one HTML file.
+    """Write the verdicts and plots of one or several agents into one HTML file.
 
-    Figures are embedded, there are no scripts, and nothing is loaded from elsewhere.
+    Plots are embedded, there are no scripts, and nothing is loaded from elsewhere.
 
     :param path: the file
     :param traces: traces by the agents' names
@@ -88,17 +88,17 @@ def write_report(
     :raises ImportError: if matplotlib is not installed
     """
     try:
-        from sb3_laplace.plots import traces as figures
+        from sb3_laplace.plots import traces as plots
     except ImportError as error:
         raise ImportError("A report needs matplotlib: pip install 'sb3-laplace[plots]'.") from error
     parts = []
-    for name, title, caption in _FIGURES:
-        figure = getattr(figures, name)(traces)
+    for name, title, caption in _PLOTS:
+        figure = getattr(plots, name)(traces)
         if figure is not None:
-            parts.append(_figure(title, caption, figures.to_data_uri(figure)))
+            parts.append(_figure(title, caption, plots.to_data_uri(figure)))
     examples = []
     for name, trace in traces.items():
-        figure = figures.example_trials(trace)
+        figure = plots.example_trials(trace)
         if figure is not None:
             title = "Example trials" if len(traces) == 1 else f"Example trials: {name}"
             caption = (
@@ -106,7 +106,7 @@ def write_report(
                 "square on; ellipses of one standard deviation at steps ever further apart (hard to see if the belief "
                 "moves by many of them)."
             )
-            examples.append(_figure(title, caption, figures.to_data_uri(figure)))
+            examples.append(_figure(title, caption, plots.to_data_uri(figure)))
     names = ", ".join(traces)
     page = "\n".join(
         (
@@ -121,9 +121,9 @@ def write_report(
             _verdicts(diagnoses),
             "<h2>Within a trial</h2>",
             "<p>Lines are means over trials, bands the middle half of the trials.</p>",
-            f'<div class="figures">{"".join(parts)}</div>',
+            f'<div class="plots">{"".join(parts)}</div>',
             *(
-                ["<h2>Example trials</h2>", f'<div class="figures examples">{"".join(examples)}</div>']
+                ["<h2>Example trials</h2>", f'<div class="plots examples">{"".join(examples)}</div>']
                 if examples
                 else []
             ),

@@ -1,4 +1,4 @@
-"""Figures of traces, drawn with matplotlib's Agg and SVG canvases: pyplot's global state is never touched."""
+"""Plots of traces, drawn with matplotlib's Agg and SVG canvases: pyplot's global state is never touched."""
 
 import base64
 import io
@@ -157,7 +157,7 @@ def kl_covariance(traces: Traces) -> Figure | None:
 def performance(traces: Traces) -> Figure | None:
     """Regret summed from the trial's start where all agents have one, else reward by step."""
     if all(trace.regret is not None for trace in traces.values()):
-        return _curves(traces, lambda trace: np.cumsum(trace.figures["regret"], axis=1), "cumulative regret")
+        return _curves(traces, lambda trace: np.cumsum(trace.metrics["regret"], axis=1), "cumulative regret")
     return _curves(traces, lambda trace: trace.reward, "reward")
 
 
@@ -207,7 +207,7 @@ def calibration(traces: Traces) -> Figure | None:
 
 
 def _draw_reliability(axes: Axes, trace: PosteriorTrace, color: str, name: str) -> None:
-    confidence, regret = trace.confidence[:, 1:].ravel(), trace.figures["regret"][:, 1:].ravel()
+    confidence, regret = trace.confidence[:, 1:].ravel(), trace.metrics["regret"][:, 1:].ravel()
     bins = reliability_bins(confidence)
     number = np.array([(bins == b).sum() for b in range(10)])
     # A bin with a handful of steps says nothing
@@ -288,5 +288,5 @@ def _draw_ellipse(axes: Axes, center: np.ndarray, covariance: np.ndarray, color:
 def _title_of(trace: PosteriorTrace, trial: int) -> str:
     text = f"trial {trial}: return {trace.returns[trial]:.4g}"
     if trace.regret is not None:
-        text += f", regret {np.nansum(trace.regret[trial]):.3g}"
+        text += f", regret {trace.totals(trace.regret)[trial]:.3g}"
     return text

@@ -53,6 +53,13 @@ class RecurrentStates(NamedTuple):
     pi: RecurrentState
     vf: RecurrentState
 
+    def select(self, index: th.Tensor) -> "RecurrentStates":
+        """The states of some environments, in the order of the index and as often as it names them.
+
+        :param index: which ones, shape (n,)
+        """
+        return RecurrentStates(self.pi.select(index), self.vf.select(index))
+
     def to(self, like: th.Tensor) -> "RecurrentStates":
         """The same on another tensor's device and in its floating point type.
 

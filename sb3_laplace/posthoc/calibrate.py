@@ -1,16 +1,19 @@
 """Choosing the width of the prior of an agent whose heads have not learned to read samples."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_choice, check_integer, check_positive
+from sb3_laplace.evaluation.player import Player, distribution_at, draw_latents, forked_random, player_env
+from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import LaplacePosterior
 
 
@@ -33,7 +36,7 @@ class Calibration(NamedTuple):
 
 def calibrate_prior_std(
     model: LaplaceRecurrentPPO,
-    env: VecEnv,
+    env: VecEnv | gym.Env,
     prior_stds: Sequence[float] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     n_trials: int = 256,
     n_posterior_samples: int = 1,
@@ -43,10 +46,15 @@ def calibrate_prior_std(
 ) -> Calibration:
     """Pick the prior's standard deviation for an agent whose heads have not learned to read samples.
 
-    A posterior wider than what the heads have seen degrades the agent. Every value is tried on the same
-    held-out trials, and the widest whose score is not below the best one by more than a standard error (of
-    the difference, trial by trial) is set on the model, saved with it, and returned: the narrowest is always
-    as good as not sampling at all, and says nothing.
+    A posterior wider than what the heads have seen degrades the agent. Every value is tried on the same held-out
+    trials, and the widest whose score is not below the best one by more than a standard error (of the difference,
+    trial by trial) is set on the model, saved with it, and returned. (The narrowest is always as good as not sampling
+    at all, and says nothing.)
+
+    What a trial is, and what its return, is said at :class:`~sb3_laplace.evaluation.player.Player`: with VecNormalize
+    its statistics are not updated and returns are the environment's own, and if it is the environment that the agent
+    trains on (``model.get_env()``), training goes on with a reset. Torch's random number generators are left as they
+    were.
 
     :param model: an agent with a Laplace posterior; its ``n_posterior_samples`` is left as it is
     :param env: environment of the held-out trials
@@ -57,31 +65,38 @@ def calibrate_prior_std(
         step, of the actions that the unsampled agent takes
     :param deterministic: whether the agent takes the most probable action of its sampled policy
     :param seed: seed of the trials and of the samples
-    :raises ValueError: if an argument is out of range, or the model's posterior is no Laplace posterior
+    :raises ValueError: if an argument is out of range, the environment does not fit the agent, the model's posterior
+        is no Laplace posterior or one on which prior_std has no effect, or a score is not finite
     """
     layer = model.policy.latent_layer
     if not isinstance(layer, LaplacePosterior):
         raise ValueError(f"model must have a Laplace posterior, got {type(layer).__name__}.")
+    if layer.factorization == "stationary" and layer.damping is not None:
+        raise ValueError(
+            "prior_std has no effect on the model's posterior: it is stationary with an explicit "
+            f"damping = {layer.damping!r}, which takes the place of the prior's precision. Calibrate a model whose "
+            "damping is None."
+        )
     candidates = np.sort([check_positive("prior_stds", value) for value in prior_stds])
     if len(candidates) == 0:
         raise ValueError("prior_stds must hold at least one value, got none.")
     check_integer("n_trials", n_trials, minimum=2)
     check_integer("n_posterior_samples", n_posterior_samples, minimum=1)
     check_choice("criterion", criterion, ("return", "likelihood"))
+    env = player_env(model, env)
 
-    before = layer.prior_std, model.policy.n_posterior_samples
-    try:
-        by_trial = []
-        for value in (None, *candidates):
-            model.policy.n_posterior_samples = 0 if value is None else n_posterior_samples
-            layer.prior_std = before[0] if value is None else float(value)
-            env.seed(seed)
-            with th.random.fork_rng(devices=[]):
-                by_trial.append(_play(model, env, n_trials, criterion, deterministic, seed))
-    finally:
-        layer.prior_std, model.policy.n_posterior_samples = before
-    unsampled, scores = by_trial[0], np.stack(by_trial[1:])
+    with _restored_prior(layer):
+        unsampled = _scores(model, env, n_trials, 0, criterion, deterministic, seed)
+        scores = np.zeros((len(candidates), n_trials))
+        for candidate, its_scores in zip(candidates, scores, strict=True):
+            layer.prior_std = float(candidate)
+            its_scores[:] = _scores(model, env, n_trials, n_posterior_samples, criterion, deterministic, seed)
     means = scores.mean(1)
+    if not np.isfinite(means).all():
+        raise ValueError(
+            f"criterion={criterion!r} cannot compare scores that are not finite: the means are {means} for "
+            f"prior_stds {candidates}."
+        )
     errors = (scores - scores[means.argmax()]).std(1, ddof=1) / np.sqrt(n_trials)
     chosen = float(candidates[np.flatnonzero(means + errors >= means.max())[-1]])
     layer.prior_std = chosen
@@ -89,45 +104,46 @@ def calibrate_prior_std(
     return Calibration(chosen, candidates, means, errors, float(unsampled.mean()))
 
 
-@th.no_grad()
-def _play(
-    model: LaplaceRecurrentPPO, env: VecEnv, n_trials: int, criterion: str, deterministic: bool, seed: int
+@contextlib.contextmanager
+def _restored_prior(layer: LaplacePosterior) -> Iterator[None]:
+    """Put the prior back afterwards."""
+    before = layer.prior_std
+    try:
+        yield
+    finally:
+        layer.prior_std = before
+
+
+def _scores(
+    model: LaplaceRecurrentPPO,
+    env: VecEnv,
+    n_trials: int,
+    n_posterior_samples: int,
+    criterion: str,
+    deterministic: bool,
+    seed: int,
 ) -> np.ndarray:
-    """Score of each of n_trials trials, every environment playing nearly equally many; shape (n_trials,)."""
+    """Score of each trial if the agent acts on K draws from its posterior (K = 0: on its mean), shape (n_trials,)."""
     policy = model.policy
-    policy.set_training_mode(False)
-    n_envs, device = env.num_envs, model.device
-    share = [(n_trials + n_envs - 1 - i) // n_envs for i in range(n_envs)]
-    finished: list[list[float]] = [[] for _ in range(n_envs)]
-    total, steps = np.zeros(n_envs), np.zeros(n_envs)
     seeds = np.random.default_rng(seed)
-    obs, states, starts = env.reset(), policy.initial_states(n_envs).pi, np.ones(n_envs)
+    log_likelihoods = np.zeros(n_trials)
+    of_step = np.zeros(env.num_envs)
 
-    def take_actions(distribution: Distribution) -> th.Tensor:
-        # The same random numbers for the actions, however many the latents take
+    def act(obs: PyTorchObs, states: RecurrentStates, starts: th.Tensor) -> PolicyStep:
+        step = policy.act(obs, states, starts, deterministic=True)
+        latents = draw_latents(policy, step, n_posterior_samples)
+        # For a likelihood the unsampled agent acts; its posterior, and so its states, are the same
+        acts_on = latents if criterion == "return" else draw_latents(policy, step, 0)
+        distribution = distribution_at(policy, obs, step, acts_on)
+        # The same random numbers for the actions, however many the latents took
         th.manual_seed(int(seeds.integers(2**31)))
-        return distribution.get_actions(deterministic=deterministic)
+        actions = distribution.get_actions(deterministic=deterministic)
+        if criterion == "likelihood":
+            of_step[:] = distribution_at(policy, obs, step, latents).log_prob(actions).cpu().numpy()
+        return step._replace(actions=actions.reshape(step.actions.shape))
 
-    while any(len(done) < due for done, due in zip(finished, share, strict=True)):
-        obs_tensor = obs_as_tensor(obs, device)  # type: ignore[arg-type]
-        starts_tensor = th.as_tensor(starts, dtype=th.float32, device=device)
-        if criterion == "return":
-            distribution, states = policy.get_distribution(obs_tensor, states, starts_tensor)
-            actions = take_actions(distribution)
-        else:
-            # The unsampled agent acts; its posterior, and so its states, are the same
-            distribution, _ = policy.get_distribution(obs_tensor, states, starts_tensor, deterministic=True)
-            actions = take_actions(distribution)
-            distribution, states = policy.get_distribution(obs_tensor, states, starts_tensor)
-            total += distribution.log_prob(actions).cpu().numpy()
-        actions = actions.reshape((-1, *model.action_space.shape))  # type: ignore[misc]
-        obs, rewards, dones, infos = env.step(policy.to_env_actions(actions.cpu().numpy()))
-        if criterion == "return":
-            total += rewards
-        steps += 1
-        for i in np.flatnonzero(dones):
-            # Monitor's return is of the true rewards, also under VecNormalize
-            score = infos[i].get("episode", {}).get("r", total[i]) if criterion == "return" else total[i] / steps[i]
-            finished[i].append(float(score))
-        total[dones], steps[dones], starts = 0.0, 0.0, dones
-    return np.array([score for done, due in zip(finished, share, strict=True) for score in done[:due]])
+    player = Player(model, env, n_trials, act)
+    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+        for played in steps:
+            log_likelihoods[played.rows[played.counts]] += of_step[played.counts]
+    return player.returns if criterion == "return" else log_likelihoods / player.lengths

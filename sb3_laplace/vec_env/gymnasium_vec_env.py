@@ -55,6 +55,8 @@ class GymnasiumVecEnv(VecEnv):
     #: not all reported "key". One that is done has the entries of its final step, not of its reset.
     #: Empty after ``reset``; valid until the next step. SB3's wrappers pass it through.
     step_infos: dict[str, Any]
+    #: Which environments ignored the action of the last step, (num_envs,): pseudo-episodes of ``NEXT_STEP``.
+    ignored: np.ndarray
 
     def __init__(self, env: VectorEnv, filename: str | None = None):
         if not isinstance(env, VectorEnv):
@@ -86,6 +88,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def _clear_episodes(self) -> None:
         self.step_infos = {}
+        self.ignored = np.zeros(self.num_envs, dtype=bool)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._sums: dict[str, np.ndarray] = {}
@@ -124,6 +127,7 @@ class GymnasiumVecEnv(VecEnv):
         # Copied before _autoreset, in which an environment may write over what it returned
         obs, rewards = self._own(obs), np.array(rewards, dtype=np.float32)
         env_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self.ignored = np.isin(np.arange(self.num_envs), list(self._ignoring))
         if self._ignoring:
             self._end_pseudo_episodes(infos, dones, env_infos)
         if ended.size:

@@ -150,6 +150,16 @@ def column_of(env: VecEnv, infos: list[dict[str, Any]], key: str) -> tuple[Any, 
     return batched.get(key), [] if mask is None else np.flatnonzero(~mask).tolist()
 
 
+def ignored_steps(env: VecEnv) -> np.ndarray:
+    """
+    Which environments ignored the action of the step just made and only reset themselves.
+
+    :param env: The environments: ``GymnasiumVecEnv`` tells, others have no such steps
+    :return: (num_envs,), bool
+    """
+    return getattr(env, "ignored", np.zeros(env.num_envs, dtype=bool))
+
+
 def attribute_of(env: VecEnv, name: str, default: Any) -> Any:
     """
     An attribute that all environments share.
