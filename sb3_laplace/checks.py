@@ -5,28 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from sb3_laplace_envs.arguments import check_integer, check_positive
 
-def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Check that an argument is a whole number of at least ``minimum``.
-
-    :raises ValueError: naming the argument
-    """
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be >= {minimum}, got {value!r}.")
-    return int(value)
-
-
-def check_positive(name: str, value: Any) -> float:
-    """Check that an argument is a positive finite number.
-
-    :raises ValueError: naming the argument
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
-    return float(value)
+__all__ = [
+    "check_choice",
+    "check_integer",
+    "check_lstm_kwargs",
+    "check_no_nan",
+    "check_not_negative",
+    "check_positive",
+    "check_state",
+]
 
 
 def check_not_negative(name: str, value: Any) -> float:

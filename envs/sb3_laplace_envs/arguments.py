@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def check_integer(name: str, value: object, minimum: int) -> int:
-    """Return ``value`` as an int.
+    """Return ``value`` as an int. It must be an integer already, numpy's included; 16.0 is refused.
 
     :param name: The argument's name, for the message
     :param value: What was given
@@ -19,7 +19,7 @@ def check_integer(name: str, value: object, minimum: int) -> int:
     :raises ValueError: ``value`` is no integer, or too small
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
     return int(value)
 
 
@@ -36,7 +36,7 @@ def check_positive(name: str, value: object) -> float:
         or not math.isfinite(float(value))
         or float(value) <= 0.0
     ):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)
 
 

@@ -184,6 +184,9 @@ class LaplaceRecurrentPPO(RecurrentPPO):
                 f"policy must be one of {list(self.policy_aliases)} or a subclass, got {self.policy_class.__name__}: "
                 "this is no LaplaceRecurrentPPO model or policy."
             )
+        for name in ("n_steps", "batch_size", "n_epochs"):
+            if name != "batch_size" or self.batch_size is not None:
+                check_integer(name, getattr(self, name), minimum=1)
         for name in ("ent_coef", "kl_coef", "policy_coef", "target_coef", "reward_coef"):
             if name != "kl_coef" or self.kl_coef is not None:
                 self._coefficient(name, progress_remaining=1.0)
