@@ -1,11 +1,10 @@
 """Checks of what a user passes in, each with an error that names the argument and what is allowed."""
 
-import math
 from typing import Any
 
 import numpy as np
 
-from sb3_laplace_envs.arguments import check_integer, check_positive
+from sb3_laplace_envs.arguments import check_integer, check_not_negative, check_positive
 
 __all__ = [
     "check_choice",
@@ -16,16 +15,6 @@ __all__ = [
     "check_positive",
     "check_state",
 ]
-
-
-def check_not_negative(name: str, value: Any) -> float:
-    """Check that an argument is a finite number of at least zero.
-
-    :raises ValueError: naming the argument
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
-    return float(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

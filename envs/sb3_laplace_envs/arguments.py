@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,25 @@ def check_positive(name: str, value: object) -> float:
     :param value: What was given
     :raises ValueError: ``value`` is no finite number above zero
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(float(value))
-        or float(value) <= 0.0
-    ):
+    if not _is_finite(value) or float(value) <= 0.0:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)
+
+
+def check_not_negative(name: str, value: object) -> float:
+    """Return ``value`` as a float.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :raises ValueError: ``value`` is no finite number of at least zero
+    """
+    if not _is_finite(value) or float(value) < 0.0:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def _is_finite(value: object) -> TypeGuard[numbers.Real]:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(float(value))
 
 
 def check_array(name: str, value: object, kinds: str, *shapes: tuple[int, ...]) -> NDArray[Any]:
