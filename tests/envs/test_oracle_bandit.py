@@ -200,15 +200,15 @@ class TestBanditPolicies:
             observations, *_ = env.step(arms[step])
 
     def test_index(self):
-        """Beside its own formula, in a state where exploration decides."""
-        env = DirichletBanditVectorEnv(1, trial_length=50)
-        greedy, index = DirichletIndexPolicy(env, exploration=0), DirichletIndexPolicy(env)
-        for oracle in (greedy, index):
+        """Beside its own formula, in a state where exploration decides; not so before the last pull."""
+        env, short = DirichletBanditVectorEnv(1, trial_length=50), DirichletBanditVectorEnv(1, trial_length=10)
+        greedy, index, last = DirichletIndexPolicy(env, exploration=0), *map(DirichletIndexPolicy, (env, short))
+        for oracle in (greedy, index, last):
             oracle.successes[:], oracle.failures[:] = [[2, 0, 0, 0, 0]], [[4, 1, 1, 0, 1]]
         mean, covariance = rational_moments(Fraction(1, 5), (2, 0, 0, 0, 0), (4, 1, 1, 0, 1))
         value = mean + 3 * np.sqrt(40 / 50) * np.sqrt(covariance.diagonal())
         assert index.act()[0] == value.argmax() == 3
-        assert greedy.act()[0] == mean.argmax() == 0
+        assert greedy.act()[0] == last.act()[0] == mean.argmax() == 0
 
     def test_beyond_the_last_pull(self):
         """The last observation of a trial has no next pull, but a posterior."""

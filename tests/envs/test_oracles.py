@@ -56,6 +56,13 @@ class TestEveryOracle:
                 np.testing.assert_allclose(one, other, atol=1e-12)
             observations, *_ = env.step(env.action_space.sample())
 
+    def test_the_first_observation_tells_nothing(self, make, env):
+        oracle = make(env)
+        before = self.belief(oracle)
+        oracle.observe(env.reset(seed=0)[0])
+        for one, other in zip(self.belief(oracle), before, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
     @staticmethod
     def belief(oracle):
         if hasattr(oracle, "posterior"):
