@@ -65,9 +65,12 @@ class TestEveryOracle:
 
     @staticmethod
     def belief(oracle):
-        if hasattr(oracle, "posterior"):
-            return oracle.posterior()
-        return oracle.successes.copy(), oracle.failures.copy()
+        if not hasattr(oracle, "posterior"):
+            return oracle.successes.copy(), oracle.failures.copy()
+        mean, covariance = oracle.posterior()
+        assert np.isfinite(mean).all()
+        assert np.isfinite(covariance).all()
+        return mean, covariance
 
     def test_bad_observations(self, make, env):
         oracle = make(env)

@@ -68,8 +68,8 @@ class DirichletThompsonSampling(BanditOracle):
 
     :param env: The bandits
     :param concentration: Of the prior, by default that of the environments
-    :param n_sweeps: Gibbs steps after each pull. With 20, draws of successive pulls are correlated by less than 0.1
-        in most states.
+    :param n_sweeps: Gibbs steps after each pull. Two draws that are 20 steps apart were correlated by less than 0.2
+        in five of six states tried, and by 0.4 where each arm had failed ten times.
     :param seed: Of its draws
     """
 
