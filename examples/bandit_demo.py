@@ -4,6 +4,7 @@ python examples/bandit_demo.py [--timesteps 1000000] [--trials 2000] [--seed 0] 
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from sb3_laplace import (
     write_report,
 )
 from sb3_laplace_envs import DirichletBanditVectorEnv
+from sb3_laplace_envs.oracles import BetaThompsonSampling, DirichletIndexPolicy, DirichletThompsonSampling, Oracle
 
 ENV_ID = "sb3_laplace/DirichletBandit-v0"
 PULLS = (10, 25, 50)
 ENTROPY_AFTER = (1, 10, 50)
-# Index policy on the exact posterior, concentration of the prior 0.2: within 0.1 of the optimum at 50 pulls
-BEST_KNOWN = {0.2: (2.12, 2.78, 3.21), 0.3: (None, None, 3.50)}
+# The prior of the training tasks. Agent and oracles go by it, also on test tasks of another concentration.
+TRAINED_ON = 0.2
+CONCENTRATIONS = (TRAINED_ON, 0.3)
 
 
 def train(timesteps: int, seed: int, out: Path) -> LaplaceRecurrentPPO:
@@ -73,19 +76,17 @@ def play_agent(
     return np.stack(regret), np.stack(entropy)
 
 
-def play_thompson(concentration: float, n_trials: int) -> np.ndarray:
-    """Thompson sampling with a Beta(1, 1) prior on each arm; regret, shape (50, n_trials)."""
-    env = DirichletBanditVectorEnv(num_envs=n_trials, concentration=concentration)
-    env.reset(seed=10_000)
-    rng = np.random.default_rng(0)
-    successes, failures = np.zeros((n_trials, 5)), np.zeros((n_trials, 5))
-    everyone = np.arange(n_trials)
+def play_oracle(
+    oracle_class: Callable[..., Oracle], task_concentration: float, n_trials: int, **kwargs: float
+) -> np.ndarray:
+    """Play the same trials with an oracle; regret, shape (50, n_trials)."""
+    env = DirichletBanditVectorEnv(num_envs=n_trials, concentration=task_concentration)
+    oracle = oracle_class(env, **kwargs)
+    obs, _ = env.reset(seed=10_000)
     regret = []
     for _ in range(max(PULLS)):
-        arms = rng.beta(1 + successes, 1 + failures).argmax(1)
-        _, reward, _, _, info = env.step(arms)
-        successes[everyone, arms] += reward
-        failures[everyone, arms] += 1 - reward
+        oracle.observe(obs)
+        obs, _, _, _, info = env.step(oracle.act())
         regret.append(info["regret"])
     return np.stack(regret)
 
@@ -108,16 +109,22 @@ def print_table(model: LaplaceRecurrentPPO, n_trials: int) -> None:
     """Regret and entropy on fresh trials, beside uniform pulls, Thompson sampling and the best known policy."""
     header = [f"t={pulls}" for pulls in PULLS] + [f"H({pulls})" for pulls in ENTROPY_AFTER]
     print(f"\nMean cumulative regret after t pulls, and entropy of the posterior in nats ({n_trials} fresh trials)\n")
-    for concentration, best in BEST_KNOWN.items():
+    for concentration in CONCENTRATIONS:
+        beta = play_oracle(BetaThompsonSampling, concentration, n_trials)
+        exact, best = (
+            play_oracle(oracle_class, concentration, n_trials, concentration=TRAINED_ON)
+            for oracle_class in (DirichletThompsonSampling, DirichletIndexPolicy)
+        )
         rows = {
             "uniform random": regret_after(play_uniform(concentration, n_trials)),
-            "Thompson, Beta(1,1) prior": regret_after(play_thompson(concentration, n_trials)),
+            "Thompson, Beta(1,1) prior": regret_after(beta),
+            "Thompson, exact prior": regret_after(exact),
         }
         for name, deterministic in (("agent, sampling", False), ("agent, deterministic", True)):
             regret, entropy = play_agent(model, concentration, n_trials, deterministic)
             cells = [f"{entropy[pulls - 1].mean():.1f}" for pulls in ENTROPY_AFTER]
             rows[name] = regret_after(regret) + cells
-        rows["best known"] = ["" if value is None else f"{value:.2f}" for value in best]
+        rows["best known"] = regret_after(best)
         print(f"{f'concentration {concentration}':<28}" + "".join(f"{name:>9}" for name in header))
         for name, row in rows.items():
             print(f"  {name:<26}" + "".join(f"{cell:>9}" for cell in row))

@@ -1,43 +1,22 @@
 """Checks of what a user passes in, each with an error that names the argument and what is allowed."""
 
-import math
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from sb3_laplace_envs.arguments import check_integer, check_not_negative, check_positive
 
-def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Check that an argument is a whole number of at least ``minimum``.
-
-    :raises ValueError: naming the argument
-    """
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be >= {minimum}, got {value!r}.")
-    return int(value)
-
-
-def check_positive(name: str, value: Any) -> float:
-    """Check that an argument is a positive finite number.
-
-    :raises ValueError: naming the argument
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
-    return float(value)
-
-
-def check_not_negative(name: str, value: Any) -> float:
-    """Check that an argument is a finite number of at least zero.
-
-    :raises ValueError: naming the argument
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
-    return float(value)
+__all__ = [
+    "check_choice",
+    "check_integer",
+    "check_no_nan",
+    "check_not_negative",
+    "check_observation_space",
+    "check_positive",
+    "check_state",
+    "is_no_choice",
+]
 
 
 def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

@@ -20,8 +20,8 @@ BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 @pytest.mark.parametrize(
     ("policy_kwargs", "error", "message"),
     [
-        ({"latent_dim": 0}, ValueError, "latent_dim must be >= 1, got 0"),
-        ({"latent_dim": -3}, ValueError, "latent_dim must be >= 1, got -3"),
+        ({"latent_dim": 0}, ValueError, "latent_dim must be an integer >= 1, got 0"),
+        ({"latent_dim": -3}, ValueError, "latent_dim must be an integer >= 1, got -3"),
         ({"latent_dim": 2.5}, ValueError, "latent_dim must be an integer >= 1, got 2.5"),
         (
             {"posterior": "gaussian"},
@@ -35,7 +35,7 @@ BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
         ({"posterior_kwargs": {"prior_std": float("nan")}}, ValueError, "prior_std must be .* got nan"),
         ({"posterior_kwargs": {"sigma": 1.0}}, TypeError, "posterior_kwargs=.*do not fit LaplacePosterior.*sigma"),
         ({"posterior_kwargs": {"factorization": "none"}}, ValueError, "factorization must be .*, got 'none'"),
-        ({"posterior_kwargs": {"window": 0}}, ValueError, "window must be >= 1, got 0"),
+        ({"posterior_kwargs": {"window": 0}}, ValueError, "window must be an integer >= 1, got 0"),
         ({"posterior_kwargs": {"damping": 1.0}}, ValueError, "damping is for factorization='stationary' only, got 1.0"),
         (
             {"posterior_kwargs": {"damping": 0.0, "factorization": "stationary"}},
@@ -54,7 +54,7 @@ BOX_ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
             "jacobian_dtype='bfloat16' needs window=1, got window=3",
         ),
         ({"rnn_type": "transformer"}, ValueError, "rnn_type must be one of .*, got 'transformer'"),
-        ({"n_posterior_samples": -1}, ValueError, "n_posterior_samples must be >= 0, got -1"),
+        ({"n_posterior_samples": -1}, ValueError, "n_posterior_samples must be an integer >= 0, got -1"),
         ({"n_posterior_samples": 1.5}, ValueError, "n_posterior_samples must be an integer >= 0, got 1.5"),
         ({"head_inputs": "hidden"}, ValueError, "head_inputs must be a sequence of any of"),
         ({"head_inputs": ("action",)}, ValueError, "head_inputs must be a sequence of any of"),
@@ -84,7 +84,13 @@ def test_policy_arguments(policy_kwargs: dict[str, Any], error: type[Exception],
             {"kl_coef": 0.1, "policy_kwargs": {"posterior": "point"}},
             "kl_coef must be 0 with posterior='point', which has no KL; got 0.1",
         ),
-        ({"sequence_length": 0}, "sequence_length must be >= 1, got 0"),
+        ({"n_steps": 16.0}, "n_steps must be an integer >= 1, got 16.0"),
+        ({"n_steps": 0}, "n_steps must be an integer >= 1, got 0"),
+        ({"batch_size": 12.0}, "batch_size must be an integer >= 1, got 12.0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"n_epochs": 2.0}, "n_epochs must be an integer >= 1, got 2.0"),
+        ({"sequence_length": 0}, "sequence_length must be an integer >= 1, got 0"),
+        ({"sequence_length": 6.0}, "sequence_length must be an integer >= 1, got 6.0"),
         ({"sequence_length": 13}, "sequence_length must be <= n_steps = 12, got 13"),
         ({"sequence_length": 10, "batch_size": 9}, "batch_size must hold one sequence at least: got 9"),
         ({"clip_range_vf": -1.0}, "clip_range_vf must be positive or None, got -1.0"),
@@ -95,6 +101,11 @@ def test_policy_arguments(policy_kwargs: dict[str, Any], error: type[Exception],
 def test_algorithm_arguments(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_model(**kwargs)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    model = small_model(n_steps=np.int64(8), batch_size=np.int32(8), n_epochs=np.uint8(1), sequence_length=np.int64(4))
+    model.learn(16)
 
 
 def test_recurrent_policy_that_is_not_ours() -> None:

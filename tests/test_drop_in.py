@@ -339,7 +339,8 @@ def test_the_smallest_image() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_steps": 0}, "n_steps must be .*1, got 0"),
+        ({"n_steps": 0}, "n_steps must be an integer >= 1, got 0"),
+        ({"n_steps": 16.0}, "n_steps must be an integer >= 1, got 16.0"),
         ({"batch_size": 0}, "batch_size must be .*1, got 0"),
         ({"n_epochs": 0}, "n_epochs must be .*1, got 0"),
     ],

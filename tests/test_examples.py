@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_regression
@@ -30,6 +31,9 @@ def test_bandit_demo(tmp_path: Path) -> None:
     assert uniform[1] == pytest.approx(21.9, abs=1.5)
     thompson = [float(row.split()[-1]) for row in re.findall(r"Thompson.*", output)]
     assert thompson[0] == pytest.approx(8.0, abs=0.8)
+    # With the exact prior, and the index policy: 4.8 and 3.2, on tasks of concentration 0.3 5.2 and 3.5
+    best = [float(row.split()[-1]) for row in re.findall(r"best known.*", output)]
+    np.testing.assert_allclose([thompson[1], best[0], thompson[3], best[1]], [4.8, 3.2, 5.2, 3.5], atol=0.9)
     assert len(re.findall(r"agent, (?:sampling|deterministic) +(?:\d+\.\d\d +){3}(?:-?\d+\.\d *){3}", output)) == 4
     assert (tmp_path / "report.html").exists()
     assert f"tensorboard --logdir {tmp_path}" in output

@@ -139,7 +139,7 @@ def decoder(**kwargs: Any) -> dict[str, Any]:
         ({"policy_coef": float("nan")}, "policy_coef must be a finite number >= 0, got nan"),
         ({"reward_coef": "0.1"}, "reward_coef must be a finite number >= 0, got '0.1'"),
         ({"reward_coef": lambda _: -0.5}, "reward_coef must be a finite number >= 0, got -0.5"),
-        ({"decode_window": -1}, "decode_window must be >= 0, got -1"),
+        ({"decode_window": -1}, "decode_window must be an integer >= 0, got -1"),
         ({"decode_window": "all"}, "decode_window must be an integer >= 0 or 'trial', got 'all'"),
         ({"decode_window": 1.5}, "decode_window must be an integer >= 0 or 'trial', got 1.5"),
         ({"decode_window": math.inf}, "decode_window must be an integer >= 0 or 'trial', got inf"),
@@ -156,7 +156,7 @@ def decoder(**kwargs: Any) -> dict[str, Any]:
         ),
         (
             {"policy_kwargs": {"reward_decoder_kwargs": {"net_arch": [0]}}},
-            "net_arch of the reward decoder must be >= 1",
+            "net_arch of the reward decoder must be an integer >= 1",
         ),
         (
             {"policy_kwargs": {"reward_decoder_kwargs": {"likelihood": "poisson"}}},

@@ -310,7 +310,7 @@ def test_nan_logits_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("net_arch", "message"),
-    [([], "must list one layer"), (8, "must list the sizes of layers, got 8"), ([0], "must be >= 1, got 0")],
+    [([], "must list one layer"), (8, "must list the sizes of layers, got 8"), ([0], "must be an integer >= 1, got 0")],
 )
 def test_bad_mlp_features(net_arch: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=f"net_arch of MlpFeatures {message}"):

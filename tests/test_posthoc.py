@@ -213,8 +213,8 @@ def test_calibration(criterion: str, tmp_path: Path) -> None:
     [
         ({"prior_stds": []}, "prior_stds must hold at least one value"),
         ({"prior_stds": [0.1, -1.0]}, "prior_stds must be a positive finite number, got -1.0"),
-        ({"n_trials": 1}, "n_trials must be >= 2, got 1"),
-        ({"n_posterior_samples": 0}, "n_posterior_samples must be >= 1, got 0"),
+        ({"n_trials": 1}, "n_trials must be an integer >= 2, got 1"),
+        ({"n_posterior_samples": 0}, "n_posterior_samples must be an integer >= 1, got 0"),
         ({"criterion": "regret"}, "criterion must be 'return' or 'likelihood', got 'regret'"),
     ],
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def check_integer(name: str, value: object, minimum: int) -> int:
-    """Return ``value`` as an int.
+    """Return ``value`` as an int. It must be an integer already, numpy's included; 16.0 is refused.
 
     :param name: The argument's name, for the message
     :param value: What was given
@@ -19,7 +19,7 @@ def check_integer(name: str, value: object, minimum: int) -> int:
     :raises ValueError: ``value`` is no integer, or too small
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
     return int(value)
 
 
@@ -30,14 +30,25 @@ def check_positive(name: str, value: object) -> float:
     :param value: What was given
     :raises ValueError: ``value`` is no finite number above zero
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(float(value))
-        or float(value) <= 0.0
-    ):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    if not _is_finite(value) or float(value) <= 0.0:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)
+
+
+def check_not_negative(name: str, value: object) -> float:
+    """Return ``value`` as a float.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :raises ValueError: ``value`` is no finite number of at least zero
+    """
+    if not _is_finite(value) or float(value) < 0.0:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def _is_finite(value: object) -> TypeGuard[numbers.Real]:
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(float(value))
 
 
 def check_array(name: str, value: object, kinds: str, *shapes: tuple[int, ...]) -> NDArray[Any]:

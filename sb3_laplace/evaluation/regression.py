@@ -21,13 +21,13 @@ from sb3_laplace.evaluation.regression_evaluation import (
     ExampleFunctions,
     RegressionEvaluation,
 )
-from sb3_laplace.evaluation.regression_limit import bayesian_linear_regression
 from sb3_laplace.policies.distributions import MixtureDistribution
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import PosteriorState
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
 from sb3_laplace.vec_env import GymnasiumVecEnv
+from sb3_laplace_envs.oracles import bayesian_linear_regression
 from sb3_laplace_envs.tasks.fourier_regression import TEST_QUERY_INTERVALS, FourierRegressionVectorEnv
 
 #: Numbers of observed pairs after which predictions are evaluated
@@ -66,7 +66,7 @@ def evaluate_regression(
     its action distributions, in the units of y. The trial itself goes on with its own query.
 
     The same functions, pairs and test inputs are predicted by
-    :func:`~sb3_laplace.evaluation.regression_limit.bayesian_linear_regression`, with standard deviations of at least
+    :func:`~sb3_laplace_envs.oracles.linear_regression.bayesian_linear_regression`, with standard deviations of at least
     0.05.
     By default that is half a million predictions, each with a posterior of its own: with an LSTM of 128 units and a
     full covariance of 64 about a minute and a half on one core, with a point a few seconds. A posterior that

@@ -58,7 +58,7 @@ def test_arguments(task, name, value):
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, "2", None])
 def test_num_envs(env_id, value):
-    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="num_envs must be an integer >= 1"):
         gym.make_vec(env_id, num_envs=value)
 
 

@@ -1,4 +1,4 @@
-"""Each task's dynamics, and its distributions against theory (figures of independent programs).
+"""Each task's dynamics, and its distributions against theory (values of independent programs).
 
 Seeds are fixed, so the tests cannot be flaky; a mean must lie within 4 standard errors of theory.
 """
@@ -38,7 +38,7 @@ class TestDirichletBandit:
             assert_mean(arm, 0.2)
             assert_mean((arm - 0.2) ** 2, 0.16 / (5 * concentration + 1))
 
-    # The published figures are of 8000 tasks: their standard error, 50 sd(max p) / sqrt(8000), is 0.12.
+    # The published values are of 8000 tasks: their standard error, 50 sd(max p) / sqrt(8000), is 0.12.
     @pytest.mark.parametrize(("concentration", "expected"), [(0.2, 25.23), (0.3, 22.02)])
     def test_regret_of_uniform_pulls(self, concentration, expected):
         envs = make_vec("DirichletBandit", 8000, seed=1, concentration=concentration)
@@ -101,7 +101,7 @@ class TestGridNavigation:
                 occupancy = after
         return total / (size**2 - 1)
 
-    def test_the_chain_gives_the_published_figure(self):
+    def test_the_chain_gives_the_published_value(self):
         assert self.expected_random_goals(60) == pytest.approx(1.61, abs=0.005)
 
     @pytest.mark.parametrize(("trial_length", "expected"), [(60, 1.61), (100, 2.66), (200, 5.31)])
@@ -139,7 +139,7 @@ class TestGridNavigation:
 
     @staticmethod
     def walk(moves, goal, **kwargs):
-        """Cells, rewards and figures of one environment for a string of moves."""
+        """Cells, rewards and metrics of one environment for a string of moves."""
         env = gym.make("sb3_laplace/GridNavigation-v0", **kwargs).unwrapped
         env.reset(seed=0, options={"task": goal})
         steps = [env.step("udlr".index(move)) for move in moves]
@@ -234,7 +234,7 @@ class TestFourierRegression:
             assert_mean((column - (low + high) / 2) ** 2, (high - low) ** 2 / 12)
 
     def test_second_moments_of_the_coefficients(self):
-        """Closed form: term i has the angle pi i s + phi_i / 2. The published figures are rounded or a sample's."""
+        """Closed form: term i has the angle pi i s + phi_i / 2. The published values are rounded or a sample's."""
         published = [0.00925, 0.07319, 0.07496, 0.16341, 0.17007, 0.29044, 0.30208]
         expected = [1 / 3 / 36]
         for i in (1, 2, 3):

@@ -11,7 +11,7 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-FIGURES = {
+METRICS = {
     "sb3_laplace/FourierRegression-v0": {"target": np.float64, "squared_error": np.float64},
     "sb3_laplace/DirichletBandit-v0": {"regret": np.float64},
     "sb3_laplace/GridNavigation-v0": {"goals_reached": np.int64, "excess_steps": np.int64},
@@ -31,15 +31,15 @@ def make_pair(env_id, num_envs, **kwargs):
     return ours, theirs
 
 
-def assert_same_step(ours, theirs, figures):
+def assert_same_step(ours, theirs, metrics):
     """Compare what `step` returned, to the bit."""
     for one, other in zip(ours[:4], theirs[:4], strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
     infos, expected, ended = ours[4], theirs[4], ours[3]
     end_keys = {"final_obs", "_final_obs", "final_info", "_final_info"} if ended.any() else set()
-    assert infos.keys() == set(figures) | end_keys
-    for key, dtype in figures.items():
+    assert infos.keys() == set(metrics) | end_keys
+    for key, dtype in metrics.items():
         assert infos[key].dtype == dtype
         if not ended.all():
             # Gymnasium's batch holds these only where the trial goes on; ours everywhere.
@@ -60,7 +60,7 @@ def assert_same_step(ours, theirs, figures):
             np.testing.assert_array_equal(infos[key], expected[key])
 
 
-@pytest.mark.parametrize("env_id", FIGURES)
+@pytest.mark.parametrize("env_id", METRICS)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_batch_equals_single_environments(env_id, data):
@@ -76,7 +76,7 @@ def test_batch_equals_single_environments(env_id, data):
     for _ in range(data.draw(st.integers(1, 3), label="rounds")):
         for _ in range(data.draw(st.integers(1, 2 * trial_length + 1), label="steps")):
             actions = ours.action_space.sample()
-            assert_same_step(ours.step(actions), theirs.step(actions), FIGURES[env_id])
+            assert_same_step(ours.step(actions), theirs.step(actions), METRICS[env_id])
         np.testing.assert_array_equal(ours.unwrapped.task, [env.unwrapped.task for env in theirs.envs])
         mask = np.array(data.draw(st.lists(st.booleans(), min_size=num_envs, max_size=num_envs), label="mask"))
         if mask.any():
@@ -113,7 +113,7 @@ def test_spaces_and_dtypes(env_id):
         assert (terminations.shape, terminations.dtype) == ((4,), np.bool_)
         assert (truncations.shape, truncations.dtype) == ((4,), np.bool_)
         assert not terminations.any()
-        for key, dtype in FIGURES[env_id].items():
+        for key, dtype in METRICS[env_id].items():
             assert (infos[key].shape, infos[key].dtype) == ((4,), dtype)
 
 
@@ -146,7 +146,7 @@ def test_returned_arrays_are_the_callers(env_id):
     for _ in range(9):
         actions = ours.action_space.sample()
         step = ours.step(actions)
-        assert_same_step(step, theirs.step(actions), FIGURES[env_id])
+        assert_same_step(step, theirs.step(actions), METRICS[env_id])
         kept.append((step, [array.copy() for array in step[:4]]))
         ours.unwrapped.task[:] = 0
     for step, copies in kept:
@@ -234,12 +234,12 @@ def test_gymnasium_wrappers(env_id):
         _, rewards, _, _, infos = envs.step(envs.action_space.sample())
         total += rewards
         for i, info in enumerate(infos):
-            assert FIGURES[env_id].keys() <= info.keys()
+            assert METRICS[env_id].keys() <= info.keys()
             assert ("final_obs" in info) == ("episode" in info) == (t % 4 == 0)
             if t % 4 == 0:
                 assert info["episode"]["l"] == 4
                 assert info["episode"]["r"] == pytest.approx(total[i])
-                assert info["final_info"].keys() == FIGURES[env_id].keys()
+                assert info["final_info"].keys() == METRICS[env_id].keys()
                 total[i] = 0.0
 
 

@@ -47,7 +47,7 @@ class DirichletBanditVectorEnv(TrialVectorEnv):
         return rewards.astype(np.float64), {"regret": self._best - probabilities}
 
     def _show(self, shown: Observations) -> None:
-        """Nothing: the previous action and reward, in every observation, are all that a bandit tells."""
+        """Show nothing. The previous action and reward, which every observation holds, are all a bandit tells."""
 
     def _check_task(self, task: NDArray[np.float64]) -> None:
         if not ((task >= 0.0) & (task <= 1.0)).all():  # False for NaN

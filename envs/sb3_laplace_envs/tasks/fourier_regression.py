@@ -50,8 +50,8 @@ class FourierRegressionVectorEnv(TrialVectorEnv):
         self.max_shift = check_positive("max_shift", max_shift)
         self.max_phase = check_positive("max_phase", max_phase)
         self.query_intervals = self._check_intervals(query_intervals)
-        # What turns a_0, ..., a_n into the constant and the amplitudes of the cosines: (j + 1) / 3, and 1/2 of it
-        # for the constant. All cosines can be 1 at once, at x = s without phases, so this bound on |y| is tight.
+        # y is a sum of cosines and a constant. Cosine j has the amplitude a_j (j + 1) / 3, the constant half of that
+        # for j = 0. All cosines are 1 at x = s when the phases are 0, so the bound on |y| below is reached.
         self._amplitude_weights = np.arange(1, self.n_frequencies + 2) / 3.0
         self._amplitude_weights[0] /= 2.0
         self.max_y = float(self.max_amplitude * self._amplitude_weights.sum())
@@ -62,7 +62,7 @@ class FourierRegressionVectorEnv(TrialVectorEnv):
         max_error = self.max_y + self.action_scale * float(action_space.high[0])
         x_low, x_high, y_max = self.query_intervals[0, 0], self.query_intervals[-1, 1], self.max_y
         bounds = np.array([[x_low, x_high], [-y_max, y_max], [x_low, x_high]], dtype=np.float32)
-        # The last pair is zero on a trial's first step, also where 0 is no possible x.
+        # On a trial's first step the last pair is (0, 0). Its bounds must hold that also where 0 is no possible x.
         bounds[0] = min(x_low, 0.0), max(x_high, 0.0)
         super().__init__(
             num_envs,
@@ -114,7 +114,7 @@ class FourierRegressionVectorEnv(TrialVectorEnv):
         tasks[:, : n + 1] = self.max_amplitude * (2.0 * tasks[:, : n + 1] - 1.0)
         tasks[:, n + 1 : -1] *= self.max_phase
         tasks[:, -1] *= self.max_shift
-        # Lay the intervals end to end, take a point of the whole, and see in which interval it lies.
+        # Lay the intervals end to end and draw a point of the whole. Then see in which interval it lies.
         low, high = self.query_intervals.T
         starts = np.concatenate([[0.0], np.cumsum(high - low)])
         positions *= starts[-1]
@@ -172,9 +172,9 @@ class FourierRegressionEnv(TrialEnv):
     with bounds that just cover every y that can be drawn, |y| <= `max_y` = 19/6 for the default arguments.
 
     By default `action_scale` is `max_y` and the box is [-1, 1], the normalised box that Stable-Baselines3 wants
-    actions to lie in (it clips them to the box). A policy's Gaussian then is one of `y / action_scale`: the
-    likelihood of a target under it is that of `target / action_scale`, and its density in y's units is smaller
-    by the factor `action_scale`. With `action_scale=1` actions are in the units of y and the box is
+    actions to lie in (it clips them to the box). A Gaussian policy is then a distribution of `y / action_scale`.
+    To get the likelihood of a target, evaluate its density at `target / action_scale`; for a density in the
+    units of y, divide by `action_scale`. With `action_scale=1` actions are in the units of y and the box is
     [-max_y, max_y]; the checkers of Gymnasium and Stable-Baselines3 then recommend the normalised box.
 
     ## Observation Space

@@ -104,7 +104,7 @@ class GridNavigationVectorEnv(TrialVectorEnv):
         return tuple(draw(i) for i in range(self.num_envs))
 
     def _draw_text(self, i: int) -> str:
-        """Cells as ``.``, the start as ``S``, the goal as ``G``; brackets around the agent's cell."""
+        """Draw cells as ``.``, the start as ``S`` and the goal as ``G``, with brackets around the agent's cell."""
         cells = np.full((self.size, self.size), " . ")
         cells[0, 0] = " S "
         cells[tuple(self._task[i])] = " G "
@@ -113,7 +113,7 @@ class GridNavigationVectorEnv(TrialVectorEnv):
         return "\n".join("".join(row) for row in cells) + "\n"
 
     def _draw_image(self, i: int) -> NDArray[np.uint8]:
-        """A blue start, a green goal and a red disc for the agent, smaller than a cell so that both show."""
+        """Draw a blue start, a green goal and a red disc for the agent, small enough to show its cell too."""
         image = np.empty((self.size * CELL_PIXELS + 1, self.size * CELL_PIXELS + 1, 3), dtype=np.uint8)
         image[:] = WHITE
         for (row, column), colour in (((0, 0), BLUE), (self._task[i] * CELL_PIXELS, GREEN)):
@@ -133,7 +133,8 @@ class GridNavigationEnv(TrialEnv):
     An agent on a grid looks for a goal cell that it cannot see. At the start of a trial the goal is drawn
     uniformly from all cells but the start, the top left corner. An attempt begins at the start; the agent
     is put back there when it reaches the goal or after `max_attempt_steps` steps, and a new attempt begins.
-    The goal stays where it is until the trial's end, so who has found it can return on the shortest path.
+    The goal stays where it is until the trial's end, so an agent that has found it can return to it on the
+    shortest path.
 
     ## Action Space
 
@@ -155,7 +156,8 @@ class GridNavigationEnv(TrialEnv):
     | size**2 + 4 | previous reward (0 on the first step) | 0 or 1 |
     | size**2 + 5 | 1 on the first step of a trial | 0 or 1 |
 
-    The cell is the one after the agent was put back: on reaching the goal it sees the start and a reward.
+    Where the step ended an attempt, the cell shown is the start, to which the agent was put back. So an agent
+    never sees itself in the goal: on reaching it, it sees the start and a reward.
 
     ## Rewards
 

@@ -32,11 +32,11 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
     then resets itself in the same step (``AutoresetMode.SAME_STEP``): the observation returned is the
     first of the next trial, `task` is the next task, and ``infos`` holds, as Gymnasium's own vector
     environments do, ``final_obs`` (an object array: the last observation of the trials that ended, None
-    elsewhere), ``final_info`` (the figures of their last step) and the masks ``_final_obs`` and
+    elsewhere), ``final_info`` (the metrics of their last step) and the masks ``_final_obs`` and
     ``_final_info``.
 
-    **Figures.** What measures the agent is in ``infos`` at every step, one array (num_envs,) a figure,
-    for the step just taken: also where it ended a trial.
+    **Metrics.** ``infos`` holds what measures the agent, one array (num_envs,) for each metric. The values are
+    those of the step just taken, also where that step ended a trial.
 
     **Seeds.** Each environment has its own generator, used only when a trial starts, for the task and for
     all the chance in the trial. So an environment's trials depend on its seed and actions alone, not on
@@ -82,7 +82,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
         self._task: NDArray[Any] = np.zeros((self.num_envs, *task_shape), dtype=task_dtype)
         self._task_is_given = np.zeros(self.num_envs, dtype=np.bool_)
-        # The latest observations: where a partial reset leaves an environment alone, it returns them again.
+        # The latest observations. A partial reset returns them again for the environments that it leaves alone.
         self._observations: Observations | None = None
 
     @abstractmethod
@@ -90,7 +90,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         """Draw all that is random in the next trial of some environments, each from its own generator.
 
         :param indices: The environments
-        :return: Their tasks (len(indices), \\*task_shape); the rest is kept
+        :return: Their tasks (len(indices), \\*task_shape). What else was drawn stays in the instance, for the steps.
         """
 
     @abstractmethod
@@ -102,7 +102,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         """Move all environments on by one step.
 
         :param actions: Valid actions, one for each environment
-        :return: Rewards (num_envs,) and the step's figures, arrays (num_envs,)
+        :return: Rewards (num_envs,) and the step's metrics, arrays (num_envs,)
         """
 
     @abstractmethod
@@ -135,8 +135,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
 
         :param seed: An int seeds environment i with ``seed + i``, a sequence gives each its own seed. Without
             a seed an environment goes on with its generator.
-        :param options: ``"task"``: the task of all trials until the next reset (a reset without it draws
-            tasks again), one task for all or a batch of tasks; the class says what a task is.
+        :param options: ``"task"``: one task for all environments or a batch of tasks; the class says what a
+            task is. It holds for all trials until the next reset, and a reset without it draws tasks again.
             ``"reset_mask"``: booleans (num_envs,), which environments to reset.
         :return: The first observations of the trials, (num_envs, ...), and an empty info
         :raises ValueError: Wrong seeds or options
@@ -173,8 +173,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         if truncations.any():
             ended = np.flatnonzero(truncations)
             final_info: Infos = {}
-            for key, figure in infos.items():
-                final_info[key] = np.where(truncations, figure, 0)
+            for key, metric in infos.items():
+                final_info[key] = np.where(truncations, metric, 0)
                 final_info[f"_{key}"] = truncations.copy()
             final_obs = np.full(self.num_envs, None, dtype=object)
             for i, observation in zip(ended.tolist(), observations[ended], strict=True):
@@ -189,14 +189,14 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         """Step all environments without the autoreset.
 
         :param actions: One action for each environment
-        :return: Observations, rewards, truncations and the step's figures
+        :return: Observations, rewards, truncations and the step's metrics
         :raises ValueError: An action outside of the action space
         :raises ResetNeeded: A trial is over, or none has begun
         """
         if self._observations is None or self._elapsed.max() >= self.trial_length:
             raise ResetNeeded("call reset before the first step and after the last step of a trial")
         actions = self._check_actions(actions)
-        rewards, figures = self._apply(actions)
+        rewards, metrics = self._apply(actions)
         self._elapsed += 1
 
         observations = np.zeros(self._observations.shape, dtype=np.float32)
@@ -206,12 +206,13 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         else:
             observations[:, self._n_shown : -2] = actions
         observations[:, -2] = rewards
-        return observations, rewards, self._elapsed == self.trial_length, figures
+        return observations, rewards, self._elapsed == self.trial_length, metrics
 
     def _begin_trials(self, indices: NDArray[np.int64], observations: Observations) -> None:
         """Begin the next trial of some environments and write its first observation into theirs."""
         tasks = self._draw_trials(indices)
-        # A given task is put over the drawn one, so that the trial's other chance is the same with it.
+        # A task is drawn also where one is given, and then thrown away: so the other random numbers of the trial
+        # do not depend on whether a task was given.
         drawn = ~self._task_is_given[indices]
         self._task[indices[drawn]] = tasks[drawn]
         self._elapsed[indices] = 0
@@ -263,7 +264,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
 
 
 class TrialEnv(gym.Env[Observations, Any]):
-    """One environment that plays a trial an episode: a batch of one.
+    """One environment, whose episodes are trials. Inside, it is a batch of one.
 
     :param kwargs: The arguments of the task, those of `vector_env_type` but ``num_envs``
     """
@@ -299,12 +300,12 @@ class TrialEnv(gym.Env[Observations, Any]):
         """Take one step.
 
         :param action: The action
-        :return: Observation, reward, terminated (never), truncated and the step's figures
+        :return: Observation, reward, terminated (never), truncated and the step's metrics
         :raises ValueError: An action outside of the action space
         :raises ResetNeeded: The trial is over, or none has begun
         """
-        observations, rewards, truncations, figures = self.batch.advance(np.asarray(action)[np.newaxis])
-        infos = {key: figure[0].item() for key, figure in figures.items()}
+        observations, rewards, truncations, metrics = self.batch.advance(np.asarray(action)[np.newaxis])
+        infos = {key: metric[0].item() for key, metric in metrics.items()}
         return observations[0], float(rewards[0]), False, bool(truncations[0]), infos
 
     def render(self) -> Any:
