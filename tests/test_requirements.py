@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 # What is imported and comes with RL Zoo, which imports it too; and pandas, which PosteriorTrace.to_dataframe asks for
-NOT_OURS_TO_ASK_FOR = {"huggingface_sb3", "pandas", "sqlalchemy", "yaml"}
+NOT_OURS_TO_ASK_FOR = {"huggingface_sb3", "pandas", "pytablewriter", "sqlalchemy", "yaml"}
 
 
 def lines(text: str) -> list[str]:
