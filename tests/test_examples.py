@@ -1,11 +1,14 @@
 """The examples run, at a small size."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -21,8 +24,18 @@ def run(script: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
+def load(script: str) -> Any:
+    """The script as a module, whose settings can be made smaller than its arguments allow."""
+    specification = importlib.util.spec_from_file_location(Path(script).stem, EXAMPLES / script)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
 def test_bandit_demo(tmp_path: Path) -> None:
-    output = run("bandit_demo.py", "--timesteps", "25600", "--trials", "200", "--out", str(tmp_path))
+    output = run("bandit_demo.py", "--timesteps", "12800", "--trials", "200", "--out", str(tmp_path))
     assert (tmp_path / "model.zip").exists()
     assert list(tmp_path.glob("LaplaceRecurrentPPO_1/events*"))
     # Reference rows: uniform pulls lose 25.2 and 22.0 in 50 pulls, Thompson sampling 8.0
@@ -46,22 +59,35 @@ def test_bandit_demo_beats_thompson_sampling(tmp_path: Path) -> None:
         assert float(row) < limit
 
 
-def test_posthoc(tmp_path: Path) -> None:
+def test_posthoc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    posthoc = load("posthoc.py")
+    posthoc.AGENTS["cartpole"]["arguments"] |= {"n_epochs": 1}
+    posthoc.PRIOR_STDS = (0.01, 1.0)
     options = ["--out", str(tmp_path), "--agents", "cartpole", "bandit"]
-    run("posthoc.py", "train", *options, "--timesteps", "3200")
-    output = run("posthoc.py", "convert", *options, "--trials", "16")
+    # One rollout each
+    posthoc.main(["train", *options, "--timesteps", "1"])
+    posthoc.main(["convert", *options, "--trials", "16"])
+    output = capsys.readouterr().out
     assert re.findall(r"(\w+): 0 of 32000 actions differ", output) == ["cartpole", "bandit"]
     assert output.count("chosen") == 6
 
 
-def test_regression(tmp_path: Path) -> None:
-    options = ["--out", str(tmp_path)]
+def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    regression = load("regression.py")
+    regression.PRIOR_STDS = (0.1, 1.0)
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 10)
+
+    def main(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["regression.py", *arguments, "--out", str(tmp_path)])
+        regression.main()
+
     for method in ("laplace-full", "point"):
-        run("regression.py", "train", method, "--timesteps", "12800", *options)
-    output = run("regression.py", "evaluate", "--functions", "2", "--samples", "1", *options)
+        main("train", method, "--timesteps", "1")
+    main("evaluate", "--functions", "2", "--samples", "1")
+    output = capsys.readouterr().out
     # An agent each, and a posterior for the point; in two contexts
     assert output.count("limit: Bayesian linear regression") == 6
-    assert output.count("prior_std") == 5
+    assert output.count("prior_std") == 2
     assert len(list(tmp_path.glob("*.csv"))) == 6
     assert {path.name for path in tmp_path.glob("scores-*.png")} == {"scores-train.png", "scores-test.png"}
 

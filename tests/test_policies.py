@@ -160,8 +160,8 @@ def test_precision_grows(kwargs: dict[str, Any], seed: int) -> None:
 
 
 @pytest.mark.parametrize("kwargs", POSTERIORS)
-def test_million_steps_on_one_episode(kwargs: dict[str, Any]) -> None:
-    """The precision that a million equal observations would add, in float32, stays usable."""
+def test_the_precision_of_a_million_observations_is_usable(kwargs: dict[str, Any]) -> None:
+    """In float32: what one observation adds a million times, then a hundred more steps."""
     policy = make_policy(**kwargs)
     with th.no_grad():
         state = policy.initial_states(2).pi

@@ -1,12 +1,9 @@
 """The commands over RL Zoo's programs: what a run saves, reads back, goes on from and refuses."""
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -360,30 +357,3 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: sb3-laplace train" in text
     assert "--save-freq" in text
     assert main(["plot", "--help"]) == 0
-
-
-# -- installation -------------------------------------------------------------------------------------------
-
-
-def test_a_wheel_holds_the_configurations(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools")
-    root, source = Path(__file__).parent.parent, tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy(root / name, source)
-    for name in ("sb3_laplace", "envs", "zoo_configs"):
-        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
-    installed = tmp_path / "installed"
-    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
-    shutil.rmtree(source)
-
-    ask = f"from sb3_laplace.zoo.algorithms import default_config; print(default_config('vrnn_ppo_lstm', {BANDIT!r}))"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    answer = subprocess.run(
-        [sys.executable, "-c", ask], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    path = Path(answer.stdout.strip())
-    assert path.is_relative_to(installed)
-    assert BANDIT in yaml.safe_load(path.read_text())

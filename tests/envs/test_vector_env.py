@@ -10,7 +10,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
+# The first step of every trial but the first is missing from what Gymnasium's wrapper counted before 1.4
+WRAPPER_LOSES_A_STEP = Version(gym.__version__) < Version("1.4")
 METRICS = {
     "sb3_laplace/FourierRegression-v0": {"target": np.float64, "squared_error": np.float64},
     "sb3_laplace/DirichletBandit-v0": {"regret": np.float64},
@@ -232,12 +235,14 @@ def test_gymnasium_wrappers(env_id):
     total = np.zeros(3)
     for t in range(1, 9):
         _, rewards, _, _, infos = envs.step(envs.action_space.sample())
-        total += rewards
+        lost = WRAPPER_LOSES_A_STEP and t > 4
+        if t % 4 != 1 or not lost:
+            total += rewards
         for i, info in enumerate(infos):
             assert METRICS[env_id].keys() <= info.keys()
             assert ("final_obs" in info) == ("episode" in info) == (t % 4 == 0)
             if t % 4 == 0:
-                assert info["episode"]["l"] == 4
+                assert info["episode"]["l"] == 4 - lost
                 assert info["episode"]["r"] == pytest.approx(total[i])
                 assert info["final_info"].keys() == METRICS[env_id].keys()
                 total[i] = 0.0
