@@ -1,7 +1,6 @@
 """Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -9,15 +8,15 @@ import numpy as np
 import torch as th
 from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
-from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, RewardTerm, total_loss
-from sb3_laplace.algorithm.rollout import PosteriorRollouts
+from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, total_loss
+from sb3_laplace.algorithm.saving import SavedPPO
 from sb3_laplace.checks import check_integer, check_observation_space
 from sb3_laplace.policies.laplace_lstm_policy import (
     LaplaceCnnLstmPolicy,
@@ -34,7 +33,7 @@ DEFAULT_KL_COEF = 1e-4
 SelfLaplaceRecurrentPPO = TypeVar("SelfLaplaceRecurrentPPO", bound="LaplaceRecurrentPPO")
 
 
-class LaplaceRecurrentPPO(PosteriorRollouts):
+class LaplaceRecurrentPPO(SavedPPO):
     """Proximal Policy Optimization for recurrent policies with a posterior over the task latent.
 
     A drop-in for sb3-contrib's :class:`~sb3_contrib.RecurrentPPO`: between the LSTM and the heads stands a
@@ -174,10 +173,11 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        env = maybe_make_env(env, verbose)
         if isinstance(env, VectorEnv):
             env = GymnasiumVecEnv(env)
         check_observation_space(env.observation_space)
-        return PosteriorRollouts._wrap_env(env, verbose, monitor_wrapper)
+        return SavedPPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -251,51 +251,6 @@ class LaplaceRecurrentPPO(PosteriorRollouts):
             if isinstance(self.clip_range_vf, (float, int)) and self.clip_range_vf <= 0:
                 raise ValueError(f"clip_range_vf must be positive or None, got {self.clip_range_vf!r}.")
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-
-    def _complete_policy_kwargs(self) -> dict[str, Any]:
-        """The policy's keywords, with what training and calibration have settled since they were given."""
-        kwargs = dict(self.policy_kwargs)
-        needs_decoder = any(isinstance(term, RewardTerm) and term.is_on for term in self.loss_terms)
-        if kwargs.get("reward_decoder_kwargs") is None and (needs_decoder or self.has_reward_decoder):
-            kwargs["reward_decoder_kwargs"] = {}
-        self.has_reward_decoder = kwargs.get("reward_decoder_kwargs") is not None
-        if self.posterior_settings:
-            kwargs["posterior_kwargs"] = {**(kwargs.get("posterior_kwargs") or {}), **self.posterior_settings}
-        return kwargs
-
-    def set_posterior_settings(self, **settings: Any) -> None:
-        """Record what calibration has found, to be saved with the model. The latent layer itself is not changed.
-
-        :param settings: keywords of the posterior, which take precedence over those that the model was made with
-        """
-        self.posterior_settings = {**self.posterior_settings, **settings}
-        own = self.policy._own_parameters
-        own["posterior_kwargs"] = {**own["posterior_kwargs"], **settings}
-
-    def _excluded_save_params(self) -> list[str]:
-        # Both are made anew by _setup_model
-        return [*super()._excluded_save_params(), "loss_terms", "_last_lstm_states"]
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: th.device | str = "auto",
-    ) -> None:
-        """SB3's; an agent saved without a reward decoder keeps the one that it has been given since.
-
-        :param load_path_or_dict: path of a zip, or parameters by name as :meth:`get_parameters` returns them
-        :param exact_match: whether the parameters must be all of the model's
-        :param device: device on which the code should run
-        """
-        given = load_path_or_dict
-        if not isinstance(given, dict):
-            _, given, _ = load_from_zip_file(given, device=device, load_data=False)
-        own = {name: part for name, part in self.policy.state_dict().items() if name.startswith("reward_decoder.")}
-        if own and "policy" in given and not own.keys() & given["policy"].keys():
-            warnings.warn("The saved agent has no reward decoder: this one, and the optimizer, start afresh.")
-            given = {"policy": {**given["policy"], **own}, "policy.optimizer": self.policy.optimizer.state_dict()}
-        super().set_parameters(given, exact_match, device)
 
     @classmethod
     def from_recurrent_ppo(

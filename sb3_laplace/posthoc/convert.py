@@ -15,7 +15,6 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentActorCriticPolicy,
     RecurrentMultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -147,7 +146,7 @@ def convert(
     if env is None:
         env = source.get_env()
     if env is not None:
-        env = algorithm._wrap_env(maybe_make_env(env, source.verbose), source.verbose)
+        env = algorithm._wrap_env(env, source.verbose)
 
     model = algorithm(
         policy_class,
