@@ -1,10 +1,14 @@
-"""The categorical distribution against torch's own."""
+"""The categorical distribution against torch's own, and the entropy of mixtures."""
 
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from torch.distributions import Categorical
 
 from sb3_laplace.policies.distributions import LogSoftmaxCategorical
+from tests.helpers import make_policy
+from tests.test_laplace_recurrent_ppo import collect, random_vec_env, small_model
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
@@ -46,3 +50,33 @@ def test_categorical_draws_by_its_probabilities() -> None:
     # Standard errors are below 0.0015
     th.testing.assert_close(draws.bincount(minlength=4) / 100_000, probabilities, atol=0.006, rtol=0.0)
     assert (draws != 0).all()
+
+
+@pytest.mark.parametrize("n_samples", [1, 4])
+def test_entropy_bonus_raises_the_entropy(n_samples: int) -> None:
+    """d(entropy loss) / d(log_std) is -1 for each of two Gaussian actions, with any number of samples."""
+    env = random_vec_env(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32))
+    model = small_model(env, policy_kwargs={"n_posterior_samples": n_samples})
+    collect(model)
+    samples = next(model.rollout_buffer.get(None))
+    evaluation = model.policy.evaluate_sequences(
+        samples.observations, samples.actions, samples.lstm_states, samples.episode_starts, samples.noise
+    )
+    (gradient,) = th.autograd.grad(-evaluation.entropy.mean(), model.policy.log_std)
+    th.testing.assert_close(gradient, th.full((2,), -1.0))
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3)])
+def test_entropy_of_a_mixture_is_a_lower_bound(space: spaces.Space) -> None:
+    """Between the mixture's entropy, by sampling, and that less log K."""
+    kwargs = {"n_posterior_samples": 3, "posterior_kwargs": {"prior_std": 1.0}}
+    policy = make_policy(action_space=space, **kwargs)
+    obs, states = th.rand(1, 4).expand(4000, 4), policy.initial_states(4000)
+    hidden = policy.act(obs, states, th.zeros(4000)).hidden
+    latents = th.randn(3, 1, 8).expand(3, 4000, 8)
+    with th.no_grad():
+        distribution = policy.distribution_at(obs, latents, hidden)
+        sampled = -distribution.log_prob(distribution.sample()).mean()
+        bound = distribution.entropy()
+    assert bound.std() < 1e-4
+    assert sampled - np.log(3) - 0.05 < bound.mean() < sampled + 0.05

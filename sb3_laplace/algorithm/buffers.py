@@ -56,9 +56,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         # Stored tensors are kept: every entry is written again before it is read
         shape = (self.buffer_size, self.n_envs)
-        self.rewards, self.returns, self.episode_starts, self.values, self.log_probs, self.advantages = (
-            np.zeros(shape, dtype=np.float32) for _ in range(6)
+        self.rewards, self.returns, self.episode_starts, self.advantages = (
+            np.zeros(shape, dtype=np.float32) for _ in range(4)
         )
+        # Values and log-probabilities stay on the device until the rollout is over: fetching them from a GPU at every
+        # step would wait for it
+        self._of_policy = th.zeros(2, *shape, device=self.device)
+        self.values, self.log_probs = self._of_policy.cpu().numpy()
         self.pos, self.full = 0, False
 
     @property
@@ -121,8 +125,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self._store(name, column)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
-        self.values[self.pos] = value.flatten().cpu().numpy()
-        self.log_probs[self.pos] = log_prob.cpu().numpy()
+        self._of_policy[0, self.pos], self._of_policy[1, self.pos] = value.flatten(), log_prob
         chunk = int(np.searchsorted(self.chunk_starts, self.pos))
         if chunk < len(self.chunk_starts) and self.chunk_starts[chunk] == self.pos:
             for name, state in (("pi", lstm_states.pi), ("vf", lstm_states.vf)):
@@ -132,6 +135,9 @@ class SequenceRolloutBuffer(RolloutBuffer):
                     self._store_state(f"{name}/posterior/{index}", chunk, part.unsqueeze(0))
         self.pos += 1
         self.full = self.pos == self.buffer_size
+        if self.full:
+            # On a CPU they have been the same memory all along
+            self.values, self.log_probs = self._of_policy.cpu().numpy()
 
     def _store(self, name: str, value: th.Tensor) -> None:
         # Policies compute in float32 whatever the space's own floating point type

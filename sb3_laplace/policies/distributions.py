@@ -36,9 +36,10 @@ class LogSoftmaxCategorical(Categorical):
     def sample(self, sample_shape: Any = th.Size()) -> th.Tensor:  # noqa: B008 (torch's default)
         """Draws, shape (*sample_shape, ...).
 
-        :raises ValueError: if a logit is NaN
+        :raises ValueError: if a logit is NaN, on a CPU. (A GPU would be waited for at every step; there the loss, which
+            must be finite, tells.)
         """
-        if self.logits.isnan().any():
+        if self.logits.is_cpu and self.logits.isnan().any():
             raise ValueError(_NOT_FINITE)
         if sample_shape:
             return super().sample(sample_shape)

@@ -241,7 +241,8 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         :return: hidden states (N, H), the posterior step and the new state
         """
         core, (core_state, own) = self.lstm_actor, state
-        if bool(episode_starts.any()):
+        # Asking a GPU would wait for all that it has been given
+        if not episode_starts.is_cpu or bool(episode_starts.any()):
             core_state = core.reset(core_state, episode_starts)
             own = self.latent_layer.reset(own, episode_starts)
         previous_hidden = core.hidden(core_state)

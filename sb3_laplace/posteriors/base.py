@@ -247,7 +247,9 @@ class HiddenStatePosterior(LatentPosterior):
     def _previous(self, previous_hidden: th.Tensor, episode_starts: th.Tensor) -> Gaussian:
         """q_{t-1}, the prior where an episode starts."""
         previous = self.distribution(previous_hidden)
-        return self.prior(1).where(episode_starts != 0, previous) if episode_starts.any() else previous
+        if episode_starts.is_cpu and not episode_starts.any():
+            return previous
+        return self.prior(1).where(episode_starts != 0, previous)
 
     def draw(self, posterior: Gaussian, n_samples: int) -> tuple[th.Tensor, th.Tensor]:
         mean = posterior.mean

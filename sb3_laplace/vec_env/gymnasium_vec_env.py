@@ -17,7 +17,7 @@ from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_laplace.vec_env.infos import entries_of, figures, from_reset, observations_of, unbatch, with_final_infos
+from sb3_laplace.vec_env.infos import entries_of, from_reset, metrics, observations_of, unbatch, with_final_infos
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -119,7 +119,7 @@ class GymnasiumVecEnv(VecEnv):
 
         self._returns += rewards
         self._lengths += 1
-        for key, values in figures(self.step_infos, self.num_envs):
+        for key, values in metrics(self.step_infos, self.num_envs):
             if key not in self._sums:
                 self._sums[key] = np.zeros(self.num_envs)
             self._sums[key] += values

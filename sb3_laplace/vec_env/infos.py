@@ -26,7 +26,7 @@ def entries(infos: dict[str, Any]) -> Iterator[tuple[str, Any, np.ndarray | None
             yield key, values, infos.get(f"_{key}")
 
 
-def figures(infos: dict[str, Any], num_envs: int) -> Iterator[tuple[str, np.ndarray]]:
+def metrics(infos: dict[str, Any], num_envs: int) -> Iterator[tuple[str, np.ndarray]]:
     """
     Walk through the entries that are one number for each environment.
 
