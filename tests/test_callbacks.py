@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -403,3 +408,23 @@ def test_an_interrupt_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None
 def test_evaluation_arguments() -> None:
     with pytest.raises(ValueError, match="n_eval_trials"):
         PosteriorEvalCallback(bandit(1), n_eval_trials=0)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_within_an_event_callback(covariance: str) -> None:
+    """Every event logs the statistics of its step."""
+    seen: list[tuple[int, float]] = []
+
+    class Reader(PosteriorCallback):
+        def _on_step(self) -> bool:
+            result = super()._on_step()
+            seen.append((self.num_timesteps, self.logger.name_to_value["posterior/entropy"]))
+            expected = self.locals["step"].posterior.posterior.entropy().double().mean()
+            assert seen[-1][1] == pytest.approx(float(expected), rel=1e-5)
+            return result
+
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=2, seed=0)
+    kwargs = {"lstm_hidden_size": 8, "posterior_kwargs": {"covariance": covariance}}
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, n_steps=20, batch_size=40, policy_kwargs=kwargs)
+    model.learn(80, callback=EveryNTimesteps(12, Reader(n_watched=2)))
+    assert [steps for steps, _ in seen] == [12, 24, 36, 48, 60, 72]

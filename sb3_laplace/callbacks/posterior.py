@@ -53,6 +53,8 @@ class PosteriorCallback(BaseCallback):
     - ``posterior/moved_to_claimed``: how far the mean moved over how far it should, but at the first steps; 1 for a
       correct posterior (see :func:`~sb3_laplace.evaluation.diagnostics.judge_overconfidence`)
 
+    Within an event callback of SB3's (``EveryNTimesteps``) each event is a rollout of its one step.
+
     A tag is left out of a rollout in which no trial starts or ends, and where it does not exist (a point has
     no entropy). With TensorBoard there are also a layout of custom scalars that groups these, and every
     ``figure_freq`` rollouts a histogram of the marginal variances, ``posterior/variance``, and curves of
@@ -88,6 +90,7 @@ class PosteriorCallback(BaseCallback):
         # Step of its trial that each environment is at, -1 where the trial's start was not seen
         self._trial_step = np.full(n_envs, -1)
         self._n_rollouts, self._next_plots = 0, self.figure_freq
+        self._in_rollout = False
         self._clear_curves()
 
     def _on_training_start(self) -> None:
@@ -105,6 +108,7 @@ class PosteriorCallback(BaseCallback):
         self._plots = _import_plots() if self._has_plots else None
 
     def _on_rollout_start(self) -> None:
+        self._in_rollout = True
         self._is_watched = self._n_rollouts % self._watch_freq == 0
         self._n_rollouts += 1
         self._plots_are_due = self._has_plots and self._is_watched and self._n_rollouts >= self._next_plots
@@ -118,13 +122,28 @@ class PosteriorCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         starts = np.asarray(self.locals["episode_starts"], dtype=bool)
-        self._trial_step = np.where(starts, 0, self._trial_step + (self._trial_step >= 0))
-        if not self._is_watched:
+        if not self._in_rollout:
+            # Within an EventCallback, which tells of nothing but the steps of its events: a rollout of one step
+            self._on_rollout_start()
+            self._is_watched = True
+            self._trial_step = np.where(starts, 0, -1)
+            self._watch(starts)
+            self._on_rollout_end()
             return True
+        self._trial_step = np.where(starts, 0, self._trial_step + (self._trial_step >= 0))
+        if self._is_watched:
+            self._watch(starts)
+        return True
+
+    def _watch(self, starts: np.ndarray) -> None:
+        """Keep the posteriors of the step.
+
+        :param starts: where trials started with it, shape (n_envs,)
+        """
         dones = np.asarray(self.locals["dones"], dtype=bool)
         chosen = self._watched[~ignored_steps(self.training_env)[self._watched]]
         if not chosen.size:
-            return True
+            return
         self._flags.append((starts[chosen], dones[chosen], self._trial_step[chosen]))
         step: PosteriorStep = self.locals["step"].posterior
         posterior, previous = step.posterior, step.previous
@@ -136,7 +155,6 @@ class PosteriorCallback(BaseCallback):
         self._previous.append(previous)
         if len(self._posteriors) * sum(part.numel() for part in posterior.tensors) >= _BATCH_SIZE:
             self._compute()
-        return True
 
     def _compute(self) -> None:
         """Statistics of the posteriors kept so far."""
@@ -156,6 +174,7 @@ class PosteriorCallback(BaseCallback):
         self._posteriors, self._previous = [], []
 
     def _on_rollout_end(self) -> None:
+        self._in_rollout = False
         if not self._is_watched:
             return
         self._compute()
