@@ -11,7 +11,7 @@ LOWEST_STAMP := .venv-lowest/.installed
 # The lowest that is allowed is 2.8.0, which on Linux brings gigabytes of CUDA
 TORCH_LOWEST ?= 2.13.0
 # A process for each core, each with one thread: small tensors only wait for more
-PYTEST := env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+ONE_THREAD := env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo test test-slow test-lowest bench format clean
@@ -24,13 +24,13 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST) $(BIN)/python -m pytest $(PARALLEL)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 test-lowest: $(LOWEST_STAMP)
-	$(PYTEST) $(LOWEST)/python -m pytest $(PARALLEL)
+	$(ONE_THREAD) $(LOWEST)/python -m pytest $(PARALLEL)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput

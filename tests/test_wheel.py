@@ -56,16 +56,17 @@ def test_the_quick_start_runs_where_only_the_wheel_is_installed(wheel: Path, tmp
     fresh = tmp_path / "fresh"
     builder.create(fresh)
     context = builder.ensure_directories(fresh)
-    install = [sys.executable, "-m", "pip", "--python", context.env_exe, "install", "--no-deps", "--no-index"]
-    subprocess.run([*install, "--no-compile", wheel], check=True, capture_output=True)
-    installed = Path(
-        subprocess.run(
-            [context.env_exe, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    )
+    # PYTHONPATH may lead to the repository, which pip would take for an installed sb3_laplace
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+    def run(*command: str | Path) -> str:
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    python = context.env_exe
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--no-compile", wheel)
+    installed = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # A .pth file adds a folder, but not what .pth files in that folder add, such as an editable sb3_laplace
     others = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
     (installed / "others.pth").write_text("\n".join(sorted(others)))
@@ -79,11 +80,7 @@ def test_the_quick_start_runs_where_only_the_wheel_is_installed(wheel: Path, tmp
         f" default_config('vrnn_ppo_lstm', {ENV_ID!r}), sep='\\n')\n",
         "utf-8",
     )
-    # -I: neither PYTHONPATH nor the script's folder
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([context.env_exe, "-I", script], cwd=tmp_path, capture_output=True, text=True, env=threads)
-    assert run.returncode == 0, run.stderr
-    output, _, paths = run.stdout.partition("installed:\n")
+    output, _, paths = run(python, script).partition("installed:\n")
     assert output.startswith("torch.Size([16, ")
     package, tasks, config = (Path(path) for path in paths.splitlines())
     assert package == installed / "sb3_laplace" / "__init__.py"
@@ -91,7 +88,4 @@ def test_the_quick_start_runs_where_only_the_wheel_is_installed(wheel: Path, tmp
     assert config.parent == installed / "sb3_laplace" / "zoo" / "configs"
     assert f"{ENV_ID}:" in config.read_text("utf-8")
 
-    program = Path(context.bin_path) / "sb3-laplace"
-    assert (
-        "usage: sb3-laplace" in subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
-    )
+    assert "usage: sb3-laplace" in run(Path(context.bin_path) / "sb3-laplace", "--help")
