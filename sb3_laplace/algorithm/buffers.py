@@ -125,7 +125,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self._store(name, column)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
-        self._of_policy[0, self.pos], self._of_policy[1, self.pos] = value.flatten(), log_prob
+        if value.is_cpu:
+            # The same memory, at a fraction of what writing to a tensor costs
+            self.values[self.pos], self.log_probs[self.pos] = value.flatten().numpy(), log_prob.numpy()
+        else:
+            self._of_policy[0, self.pos], self._of_policy[1, self.pos] = value.flatten(), log_prob
         chunk = int(np.searchsorted(self.chunk_starts, self.pos))
         if chunk < len(self.chunk_starts) and self.chunk_starts[chunk] == self.pos:
             for name, state in (("pi", lstm_states.pi), ("vf", lstm_states.vf)):
