@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -108,30 +109,72 @@ class LatentPosterior(nn.Module, ABC):
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity (D = H)
-    :param prior_std: standard deviation of the prior q_0 = N(0, prior_std^2 I). The default lets an agent that
-        samples learn the bandit task as fast as one that does not: hidden states are small, and wider noise
-        swamps them (0.1 and more with the identity latent).
-    :raises ValueError: if latent_dim or prior_std is not positive
+    :param prior_std: standard deviation of the prior q_0 = N(prior_mean, diag(prior_std^2)), a number or one for each
+        latent unit. The default lets an agent that samples learn the bandit task as fast as one that does not: hidden
+        states are small, and wider noise swamps them (0.1 and more with the identity latent).
+    :param prior_mean: mean of the prior, a number or one for each latent unit
+    :raises ValueError: if latent_dim or prior_std is not positive, or there are not as many numbers as latent units
     """
 
     #: True if q_t is a point: there is nothing to sample and no KL
     is_point: ClassVar[bool] = False
+    #: Mean and precisions of the prior, each of shape (D,)
     prior_mean: th.Tensor
+    prior_precision: th.Tensor
+    #: Its standard deviation as the constructor takes it: a number, or one for each latent unit
+    prior_std: float | Sequence[float]
 
     def __init__(
-        self, hidden_size: int, input_size: int, latent_dim: int | None = None, prior_std: float = 0.02
+        self,
+        hidden_size: int,
+        input_size: int,
+        latent_dim: int | None = None,
+        prior_std: float | Sequence[float] = 0.02,
+        prior_mean: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.input_size = input_size
         self.latent_dim = hidden_size if latent_dim is None else check_integer("latent_dim", latent_dim, minimum=1)
-        self.prior_std = check_positive("prior_std", prior_std)
-        # Not a parameter and not saved: it knows the device and the floating point type
         self.register_buffer("prior_mean", th.zeros(self.latent_dim), persistent=False)
+        self.register_buffer("prior_precision", th.ones(self.latent_dim), persistent=False)
+        self.set_prior(prior_mean, prior_std)
         self.mean_net = None if latent_dim is None else nn.Linear(hidden_size, self.latent_dim)
         if self.mean_net is not None:
             nn.init.orthogonal_(self.mean_net.weight, gain=_LATENT_GAIN)
             nn.init.zeros_(self.mean_net.bias)
+
+    def set_prior(
+        self, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None
+    ) -> None:
+        """Put another prior q_0 in the place of the present one.
+
+        :param mean: its mean, a number or one for each latent unit; None leaves it
+        :param std: its standard deviation, a number or one for each latent unit; None leaves it
+        :raises ValueError: if a number is not finite, a standard deviation not positive, or there are not as many of
+            them as latent units
+        """
+        means = None if mean is None else self._check_units("prior_mean", mean)
+        stds = None if std is None else self._check_units("prior_std", std, positive=True)
+        # What is a number each is saved with the weights too; a single one is an argument alone
+        if means is not None:
+            tensor = th.as_tensor(means).to(self.prior_mean)
+            self.register_buffer("prior_mean", tensor, persistent=np.ndim(mean) > 0)  # type: ignore[arg-type]
+        if stds is not None:
+            self.prior_std = stds.tolist() if np.ndim(std) > 0 else float(stds[0])  # type: ignore[arg-type]
+            tensor = th.as_tensor(stds**-2).to(self.prior_mean)
+            self.register_buffer("prior_precision", tensor, persistent=np.ndim(std) > 0)  # type: ignore[arg-type]
+
+    def _check_units(self, name: str, value: float | Sequence[float], positive: bool = False) -> np.ndarray:
+        numbers = np.asarray(value, dtype=np.float64) if np.ndim(value) > 0 else None
+        if numbers is None:
+            if positive:
+                return np.full(self.latent_dim, check_positive(name, value))
+            numbers = np.full(self.latent_dim, value) if isinstance(value, (int, float)) else np.zeros(0)
+        if numbers.shape != (self.latent_dim,) or not np.isfinite(numbers).all() or (positive and (numbers <= 0).any()):
+            kind = "positive finite" if positive else "finite"
+            raise ValueError(f"{name} must be a {kind} number or {self.latent_dim} of them, got {value!r}.")
+        return numbers
 
     def latent_mean(self, hidden: th.Tensor) -> th.Tensor:
         """mu_t, shape (..., D).
@@ -141,9 +184,8 @@ class LatentPosterior(nn.Module, ABC):
         return hidden if self.mean_net is None else self.mean_net(hidden)
 
     def prior(self, n_envs: int) -> Gaussian:
-        """The prior q_0 = N(0, prior_std^2 I), a batch of n_envs, of the posterior's own structure."""
-        mean = self.prior_mean.expand(n_envs, -1)
-        return DiagonalGaussian(mean, th.full_like(mean, self.prior_std**-2))
+        """The prior q_0 = N(prior_mean, diag(prior_std^2)), a batch of n_envs, of the posterior's own structure."""
+        return DiagonalGaussian(self.prior_mean.expand(n_envs, -1), self.prior_precision.expand(n_envs, -1))
 
     # -- acting -----------------------------------------------------------------------------------------
 

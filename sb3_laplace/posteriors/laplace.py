@@ -51,7 +51,7 @@ class LaplacePosterior(LatentPosterior):
     ``J_t(e)`` is the Jacobian of the latent mean with respect to the hidden state for the input e, evaluated
     at the *current* state (h_t, c_t), and the sum running over the last ``window`` inputs of the episode:
 
-    - markov: ``Lambda_t = Lambda_{t-1} + sum_i P_t(e_i)``, with ``Lambda_0 = prior_std^{-2} I``
+    - markov: ``Lambda_t = Lambda_{t-1} + sum_i P_t(e_i)``, with ``Lambda_0 = diag(prior_std^{-2})``
     - stationary: ``Lambda_t = damping I + sum_i P_t(e_i)``
 
     A window of more than one input keeps the past inputs in the recurrent state and evaluates all of them
@@ -60,7 +60,7 @@ class LaplacePosterior(LatentPosterior):
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity
-    :param prior_std: standard deviation of the prior
+    :param prior_std: standard deviation of the prior, a number or one for each latent unit
     :param covariance: "diagonal" or "full"
     :param factorization: "markov" or "stationary"
     :param window: number of past inputs in the sum, the present one included; None for the whole episode.
@@ -68,6 +68,8 @@ class LaplacePosterior(LatentPosterior):
     :param sum_means: ``m_t = mu_t + sg(m_{t-1})`` in the place of ``m_t = mu_t``
     :param normalize: divide the sum by the number of inputs in it
     :param damping: of the stationary factorization; by default the prior's precision
+    :param prior_mean: mean of the prior, a number or one for each latent unit
+    :param noise_std: standard deviation s of the observation noise, which J J^T takes for 1: ``P_t = J_t J_t^T / s^2``
     :param jacobian_dtype: "bfloat16" computes the products for J in that type, where no window is kept: faster on
         processors that have it, with an error of about 0.3% in ``Lambda_t - Lambda_{t-1}``. None computes in the
         network's own type.
@@ -79,7 +81,7 @@ class LaplacePosterior(LatentPosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float = 0.02,
+        prior_std: float | Sequence[float] = 0.02,
         covariance: str = "diagonal",
         factorization: str = "markov",
         window: int | Literal["auto"] | None = "auto",
@@ -87,8 +89,11 @@ class LaplacePosterior(LatentPosterior):
         normalize: bool = False,
         damping: float | None = None,
         jacobian_dtype: str | None = None,
+        prior_mean: float | Sequence[float] = 0.0,
+        noise_std: float = 1.0,
     ) -> None:
-        super().__init__(hidden_size, input_size, latent_dim, prior_std)
+        super().__init__(hidden_size, input_size, latent_dim, prior_std, prior_mean)
+        self.noise_std = check_positive("noise_std", noise_std)
         check_choice("covariance", covariance, ("diagonal", "full"))
         check_choice("factorization", factorization, ("markov", "stationary"))
         if damping is not None and factorization == "markov":
@@ -111,16 +116,14 @@ class LaplacePosterior(LatentPosterior):
     def _keeps_history(self) -> bool:
         return self.window != 1
 
-    def _scaled_identity(self, n_envs: int, scale: float) -> th.Tensor:
-        """``scale I`` as this posterior stores precisions, shape (n_envs, D, D) or (n_envs, D)."""
-        precision = th.full_like(self.prior_mean, scale)
-        if self.covariance == "full":
-            precision = precision.diag()
+    def _from_diagonal(self, n_envs: int, diagonal: th.Tensor) -> th.Tensor:
+        """``diag(diagonal)`` as this posterior stores precisions, shape (n_envs, D, D) or (n_envs, D)."""
+        precision = diagonal.diag() if self.covariance == "full" else diagonal
         return precision.expand(n_envs, *precision.shape)
 
     def prior(self, n_envs: int) -> Gaussian:
         mean = self.prior_mean.expand(n_envs, -1)
-        return self._gaussian(mean, self._scaled_identity(n_envs, self.prior_std**-2))
+        return self._gaussian(mean, self._from_diagonal(n_envs, self.prior_precision))
 
     # -- acting -----------------------------------------------------------------------------------------
 
@@ -151,8 +154,10 @@ class LaplacePosterior(LatentPosterior):
         mean = self.next_mean(given.hidden, state)
         base = previous.precision
         if self.factorization == "stationary":
-            damping = self.prior_std**-2 if self.damping is None else self.damping
-            base = self._scaled_identity(len(mean), damping)
+            damping = self.prior_precision
+            if self.damping is not None:
+                damping = th.full_like(damping, self.damping)
+            base = self._from_diagonal(len(mean), damping)
         updated: LaplaceState | WindowState
         with th.no_grad():
             if isinstance(state, WindowState):
@@ -186,24 +191,25 @@ class LaplacePosterior(LatentPosterior):
         return past[:, past.shape[1] - longest :].contiguous(), number
 
     def _add_curvature(self, base: th.Tensor, jacobian: JacobianOperator) -> th.Tensor:
-        """``base + J J^T`` or its diagonal, for one input in each environment."""
+        """``base + J J^T / noise_std^2`` or its diagonal, for one input in each environment."""
+        per_noise = self.noise_std**-2
         if self.covariance == "diagonal" and self.mean_net is None:
-            return base + jacobian.row_norms_squared()
+            return th.add(base, jacobian.row_norms_squared(), alpha=per_noise)
         precision = th.empty_like(base, memory_format=th.contiguous_format)
         projection = None if self.mean_net is None else self.mean_net.weight
         for block, dense in jacobian.blocks(projection, self._jacobian_dtype):
             dense = dense.to(base.dtype)
             if self.covariance == "diagonal":
                 # In place, as the block is ours: the squares need no memory of their own
-                th.add(base[block], dense.square_().sum(-1), out=precision[block])
+                th.add(base[block], dense.square_().sum(-1), alpha=per_noise, out=precision[block])
             else:
-                th.baddbmm(base[block], dense, dense.mT, out=precision[block])
+                th.baddbmm(base[block], dense, dense.mT, alpha=per_noise, out=precision[block])
         return precision
 
     def _add_window(
         self, base: th.Tensor, core: Core, past: th.Tensor, number: th.Tensor, core_state: CoreState
     ) -> th.Tensor:
-        """``base + sum_i J(e_i) J(e_i)^T`` or its diagonal, over the past inputs of each environment.
+        """``base + sum_i J(e_i) J(e_i)^T / noise_std^2`` or its diagonal, over the past inputs of each environment.
 
         :param past: past inputs, the newest last, shape (N, L, F)
         :param number: how many of them are in the sum, shape (N,)
@@ -216,7 +222,7 @@ class LaplacePosterior(LatentPosterior):
         if self.normalize:
             weight = weight / number.unsqueeze(1)
         # J enters twice
-        jacobian = jacobian.scale(weight.sqrt())
+        jacobian = jacobian.scale(weight.sqrt() / self.noise_std)
         if self.covariance == "diagonal" and self.mean_net is None:
             return base + jacobian.row_norms_squared().sum(1)
         total = jacobian.summed_outer_product()
@@ -276,10 +282,10 @@ class LaplacePosterior(LatentPosterior):
 
     @th.no_grad()
     def _previous_means(self, mean: th.Tensor, inputs: SequenceInputs) -> th.Tensor:
-        """Means of q_{t-1}, the prior's zero where an episode starts, shape (S, T, D)."""
+        """Means of q_{t-1}, the prior's where an episode starts, shape (S, T, D)."""
         first = self.latent_mean(inputs.initial_hidden).unsqueeze(1)
         previous = th.cat((first, mean[:, :-1]), dim=1)
-        return previous * (1.0 - inputs.episode_starts).unsqueeze(-1)
+        return th.where((inputs.episode_starts != 0).unsqueeze(-1), self.prior_mean, previous)
 
     @th.no_grad()
     def _previous_sums(self, mean: th.Tensor, inputs: SequenceInputs) -> th.Tensor:
@@ -290,7 +296,7 @@ class LaplacePosterior(LatentPosterior):
         steps = th.arange(mean.shape[1], device=mean.device)
         last_start = th.where(inputs.episode_starts != 0, steps, -1).cummax(1).values
         before = total.gather(1, last_start.clamp(min=0).unsqueeze(-1).expand_as(total))
-        return th.where((last_start >= 0).unsqueeze(-1), total - before, total)
+        return th.where((last_start >= 0).unsqueeze(-1), total - before + self.prior_mean, total)
 
 
 def _products(precisions: Sequence[th.Tensor], vectors: th.Tensor, in_place: bool) -> th.Tensor:

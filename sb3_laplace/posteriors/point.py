@@ -21,8 +21,8 @@ class PointPosterior(HiddenStatePosterior):
 
 
 class ConstantVariancePosterior(HiddenStatePosterior):
-    """q_t = N(mu_t, prior_std^2 I): the noise of a posterior without its information."""
+    """q_t = N(mu_t, diag(prior_std^2)): the noise of a posterior without its information."""
 
     def distribution(self, hidden: th.Tensor) -> Gaussian:
         mean = self.latent_mean(hidden)
-        return DiagonalGaussian(mean, th.full_like(mean, self.prior_std**-2))
+        return DiagonalGaussian(mean, self.prior_precision.expand_as(mean))

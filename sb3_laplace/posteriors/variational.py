@@ -1,7 +1,8 @@
 """The variational posterior (VRNN): a covariance learned by gradient."""
 
-import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -23,8 +24,10 @@ class VariationalPosterior(HiddenStatePosterior):
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes
     :param latent_dim: number of latent units D, None for the identity
-    :param prior_std: standard deviation of the prior, and of the posterior before training
+    :param prior_std: standard deviation of the prior, and of the posterior before training, a number or one for each
+        latent unit
     :param covariance: "diagonal" or "full"
+    :param prior_mean: mean of the prior, a number or one for each latent unit
     :raises ValueError: if an argument is out of range
     """
 
@@ -33,10 +36,11 @@ class VariationalPosterior(HiddenStatePosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float = 0.02,
+        prior_std: float | Sequence[float] = 0.02,
         covariance: str = "diagonal",
+        prior_mean: float | Sequence[float] = 0.0,
     ) -> None:
-        super().__init__(hidden_size, input_size, latent_dim, prior_std)
+        super().__init__(hidden_size, input_size, latent_dim, prior_std, prior_mean)
         check_choice("covariance", covariance, ("diagonal", "full"))
         self.covariance = covariance
         dim = self.latent_dim
@@ -45,14 +49,17 @@ class VariationalPosterior(HiddenStatePosterior):
         nn.init.orthogonal_(self.scale_net.weight, gain=0.01)
         nn.init.zeros_(self.scale_net.bias)
         with th.no_grad():
-            self.scale_net.bias[:dim] = 2.0 * math.log(self.prior_std)
+            self.scale_net.bias[:dim] = self._prior_log_variance()
 
     def prior(self, n_envs: int) -> Gaussian:
         if self.covariance == "diagonal":
             return super().prior(n_envs)
         mean = self.prior_mean.expand(n_envs, -1)
         identity = th.eye(self.latent_dim, dtype=mean.dtype, device=mean.device).expand(n_envs, -1, -1)
-        return RotatedGaussian(mean, th.full_like(mean, 2.0 * math.log(self.prior_std)), identity)
+        return RotatedGaussian(mean, self._prior_log_variance().expand_as(mean), identity)
+
+    def _prior_log_variance(self) -> th.Tensor:
+        return th.as_tensor(2.0 * np.log(self.prior_std)).to(self.prior_mean)
 
     def distribution(self, hidden: th.Tensor) -> Gaussian:
         mean, scales = self.latent_mean(hidden), self.scale_net(hidden)

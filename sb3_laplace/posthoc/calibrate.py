@@ -89,7 +89,7 @@ def calibrate_prior_std(
         unsampled = _scores(model, env, n_trials, 0, criterion, deterministic, seed)
         scores = np.zeros((len(candidates), n_trials))
         for candidate, its_scores in zip(candidates, scores, strict=True):
-            layer.prior_std = float(candidate)
+            layer.set_prior(std=float(candidate))
             its_scores[:] = _scores(model, env, n_trials, n_posterior_samples, criterion, deterministic, seed)
     means = scores.mean(1)
     if not np.isfinite(means).all():
@@ -99,7 +99,7 @@ def calibrate_prior_std(
         )
     errors = (scores - scores[means.argmax()]).std(1, ddof=1) / np.sqrt(n_trials)
     chosen = float(candidates[np.flatnonzero(means + errors >= means.max())[-1]])
-    layer.prior_std = chosen
+    layer.set_prior(std=chosen)
     model.set_posterior_settings(prior_std=chosen)
     return Calibration(chosen, candidates, means, errors, float(unsampled.mean()))
 
@@ -111,7 +111,7 @@ def _restored_prior(layer: LaplacePosterior) -> Iterator[None]:
     try:
         yield
     finally:
-        layer.prior_std = before
+        layer.set_prior(std=before)
 
 
 def _scores(
