@@ -327,7 +327,7 @@ def test_enjoy_and_plot_without_a_run(workplace: Path, capsys: pytest.CaptureFix
     [
         ("rl_zoo3", ["train"], ("sb3_laplace.zoo",)),
         ("requests", ["enjoy"], ("rl_zoo3.enjoy", "rl_zoo3.load_from_hub")),
-        ("seaborn", ["plot", "train"], ("rl_zoo3.plots",)),
+        ("seaborn", ["plot", "train"], ("rl_zoo3.plots", "sb3_laplace.zoo.plots")),
     ],
 )
 def test_what_is_not_installed_is_named(

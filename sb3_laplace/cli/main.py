@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
-from sb3_laplace.errors import InputError
+from sb3_laplace.errors import InputError, input_errors
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.trace_recorder import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
+from sb3_laplace.options import MAX_SEED, OneLineParser, check_device
 from sb3_laplace.plots.report import write_report
 from sb3_laplace.posthoc.convert import load_recurrent_ppo
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="sb3-laplace",
         description="Laplace posteriors for recurrent meta-RL agents.",
         epilog=_EXAMPLES,
@@ -110,9 +112,11 @@ def load_agent(path: str | Path, device: str = "auto") -> LaplaceRecurrentPPO:
     if not any(file.is_file() for file in (Path(path), Path(f"{path}.zip"))):
         raise InputError(f"there is no file {str(path)!r}")
     try:
-        model = load_recurrent_ppo(path, device)
+        model = source = load_recurrent_ppo(path, device)
         if not isinstance(model, LaplaceRecurrentPPO):
             model = LaplaceRecurrentPPO.from_recurrent_ppo(model, device=device)
+            # They tell how it was trained
+            model._last_obs, model._last_original_obs = source._last_obs, source._last_original_obs
     except Exception as error:
         # What a damaged file makes the unpickler raise can be anything
         raise InputError(f"{str(path)!r} cannot be loaded ({type(error).__name__}): {error}") from error
@@ -203,17 +207,23 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise InputError(f"--n-trials must be at least 1, got {options.n_trials}")
     if options.seed < 0:
         raise InputError(f"--seed must be at least 0, got {options.seed}")
+    if options.seed > MAX_SEED:
+        raise InputError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
+    check_device(options.device)
     env_kwargs = parse_env_kwargs(options.env_kwargs)
     paths = [options.model, *options.compare]
     # All of them before hours are spent on the first
     agents = dict(zip(_names(paths), [load_agent(path, options.device) for path in paths], strict=True))
-    for agent in agents.values():
+    for name, agent in agents.items():
+        _warn_about_normalization(name, agent, options.vecnormalize)
         env = make_env(options.env, 1, options.seed, env_kwargs, options.vecnormalize)
         _fit(agent, env)
         env.close()
-    folder = Path(options.out or f"{Path(options.model).stem}-diagnosis")
+    folder = Path(f"{Path(options.model).stem}-diagnosis" if options.out is None else options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Not when the trials have been played
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"--out: {error}") from error
 
@@ -229,25 +239,32 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(f"{name} on {options.env}\n\n{diagnoses[name].table()}\n")
         if traces[name].interrupted:
             break
-    _write(folder, traces, diagnoses)
+    with input_errors():
+        _write(folder, traces, diagnoses)
     return INTERRUPTED if any(trace.interrupted for trace in traces.values()) else 0
 
 
+def _warn_about_normalization(name: str, agent: LaplaceRecurrentPPO, vecnormalize: str | None) -> None:
+    """Say on stderr where the observations are not those that an agent was trained on."""
+    # SB3 saves what it saw last, and the original beside it only under VecNormalize; neither before training
+    normalized = agent._last_original_obs is not None
+    if normalized and vecnormalize is None:
+        advice = "without --vecnormalize PATH it sees other observations than it was trained on"
+        print(f"sb3-laplace: warning: {name} was trained under VecNormalize, {advice}", file=sys.stderr)
+    elif not normalized and vecnormalize is not None and agent._last_obs is not None:
+        print(f"sb3-laplace: warning: {name} was not trained under VecNormalize", file=sys.stderr)
+
+
 def _fit(agent: LaplaceRecurrentPPO, env: VecEnv) -> None:
-    try:
+    with input_errors():
         player_env(agent, env)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _play(agent: LaplaceRecurrentPPO, env: VecEnv, options: argparse.Namespace) -> PosteriorTrace:
-    try:
-        with warnings.catch_warnings():
-            # Said below in a line of our own
-            warnings.filterwarnings("ignore", message="Interrupted")
-            trace = posterior_trace(agent, env, options.n_trials, deterministic=options.deterministic)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with warnings.catch_warnings(), input_errors():
+        # Said below in a line of our own
+        warnings.filterwarnings("ignore", message="Interrupted")
+        trace = posterior_trace(agent, env, options.n_trials, deterministic=options.deterministic)
     if trace.interrupted:
         n_complete = trace.complete.sum()
         print(f"Interrupted: going on with {n_complete} of {options.n_trials} trials.", file=sys.stderr)
