@@ -46,11 +46,19 @@ def is_users(error: Exception) -> bool:
         return True
     if not isinstance(error, _ON_PURPOSE) or error.__traceback__ is None:
         return False
-    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
-    package = str(frame.f_globals.get("__name__")).split(".")[0]
+    package = _package(error)
     # Where users are answered with an exception, assertions guard against our own mistakes
     statements = ("raise",) if package == "sb3_laplace" else ("raise", "assert")
     return package in _CHECKING and _statement(error).startswith(statements)
+
+
+def is_bug(error: Exception) -> bool:
+    """Whether an exception is a bug whatever the user passed in: a name that is missing in our own code.
+
+    This is for the places where anything else may be the user's: configurations that are evaluated, files that are
+    unpickled.
+    """
+    return isinstance(error, NameError) and _package(error) == "sb3_laplace"
 
 
 def passed_through(error: Exception, function: str) -> bool:
@@ -64,6 +72,12 @@ def describe(error: Exception) -> str:
     if not message:
         return f"{name}: {_statement(error)}"
     return f"{name}: {message}" if isinstance(error, (ArithmeticError, LookupError)) else message
+
+
+def _package(error: Exception) -> str:
+    """The package whose code raised an exception; "" if it was not raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).split(".")[0] if frames else ""
 
 
 def _statement(error: Exception) -> str:

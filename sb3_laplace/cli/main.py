@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
-from sb3_laplace.errors import InputError, input_errors
+from sb3_laplace.errors import InputError, input_errors, is_bug
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.trace_recorder import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
@@ -118,6 +118,8 @@ def load_agent(path: str | Path, device: str = "auto") -> LaplaceRecurrentPPO:
             # They tell how it was trained
             model._last_obs, model._last_original_obs = source._last_obs, source._last_original_obs
     except Exception as error:
+        if is_bug(error):
+            raise
         # What a damaged file makes the unpickler raise can be anything
         raise InputError(f"{str(path)!r} cannot be loaded ({type(error).__name__}): {error}") from error
     return model

@@ -8,7 +8,7 @@ from typing import Any
 import rl_zoo3.train
 from huggingface_sb3 import EnvironmentName
 
-from sb3_laplace.errors import InputError, describe, is_users, passed_through
+from sb3_laplace.errors import InputError, describe, is_bug, is_users, passed_through
 from sb3_laplace.zoo.algorithms import register_algorithms
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager
 from sb3_laplace.zoo.options import check_enjoying, check_training
@@ -58,7 +58,8 @@ def _enjoy(arguments: list[str]) -> None:
         raise
     except Exception as error:
         # What a damaged file makes the unpickler raise can be anything, and so can what an environment's arguments do
-        if not (is_users(error) or passed_through(error, "load") or passed_through(error, "create_test_env")):
+        anything = passed_through(error, "load") or passed_through(error, "create_test_env")
+        if is_bug(error) or not (is_users(error) or anything):
             raise
         message = describe(error)
         hint = " (--no-render plays without drawing)" if "render" in message else ""

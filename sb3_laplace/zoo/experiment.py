@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.callbacks.posterior import PosteriorCallback
-from sb3_laplace.errors import InputError, describe, input_errors, passed_through
+from sb3_laplace.errors import InputError, describe, input_errors, is_bug, is_users, passed_through
 from sb3_laplace.policies.features import MlpFeatures
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.vec_env import make_batched_vec_env
@@ -120,6 +120,8 @@ class LaplaceExperimentManager(ExperimentManager):
             raise
         except _CONFIGURATION_ERRORS as error:
             self._remove_empty_folder()
+            if is_bug(error):
+                raise
             raise self._configuration_error(error) from error
         return experiment
 
@@ -298,6 +300,8 @@ class LaplaceExperimentManager(ExperimentManager):
         try:
             model = super()._load_pretrained_agent(hyperparams, env)
         except Exception as error:
+            if is_bug(error):
+                raise
             # What a damaged file makes the unpickler raise can be anything
             raise InputError(
                 f"{self.trained_agent!r} cannot be trained with {self.algo} on {self.env_name.gym_id}: {error}"
@@ -351,14 +355,16 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def objective(self, trial: optuna.Trial) -> float:
         try:
-            with input_errors():
-                return super().objective(trial)
-        except InputError as error:
-            self._failure = error
-        except _CONFIGURATION_ERRORS as error:
-            if passed_through(error, "learn"):
+            return super().objective(trial)
+        except (InputError, *_CONFIGURATION_ERRORS) as error:
+            if isinstance(error, InputError):
+                self._failure = error
+            elif not (is_bug(error) or passed_through(error, "learn")):
+                self._failure = self._configuration_error(error)
+            elif is_users(error):
+                self._failure = InputError(describe(error))
+            else:
                 raise
-            self._failure = self._configuration_error(error)
         # What failed once will always; with this value Optuna files the trial as failed, and shows no traceback
         trial.study.stop()
         return math.nan
