@@ -133,6 +133,50 @@ def test_vecnormalize(folder: Path, tmp_path: Path) -> None:
     assert not np.array_equal(*entropies)
 
 
+@pytest.mark.parametrize("algorithm", [LaplaceRecurrentPPO, RecurrentPPO])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_agent_of_other_observations_is_named(
+    algorithm: type[RecurrentPPO], normalized: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The mark of VecNormalize is in the zip of every agent that has been trained."""
+    env = make_vec_env(BANDIT, n_envs=2, seed=0)
+    policy = "LaplaceLstmPolicy" if algorithm is LaplaceRecurrentPPO else "MlpLstmPolicy"
+    training_env = VecNormalize(env) if normalized else env
+    model = algorithm(policy, training_env, n_steps=4, n_epochs=1, policy_kwargs=POLICY_KWARGS, device="cpu")
+    model.learn(8).save(tmp_path / "trained.zip")
+    statistics = ("--vecnormalize", folder / "normalize.pkl")
+    for given in (False, True):
+        # One that was not trained has no observations to be compared with
+        others = ("--env", BANDIT, "--compare", folder / "ours.zip", "--out", tmp_path / "out")
+        assert run(tmp_path / "trained.zip", *others, *(statistics if given else ()), n_trials=2) == 0
+        printed = capsys.readouterr().err
+        if given == normalized:
+            assert printed == ""
+        elif normalized:
+            assert printed.startswith("sb3-laplace: warning: trained was trained under VecNormalize, without --vecn")
+            assert len(printed.splitlines()) == 1
+        else:
+            assert printed == "sb3-laplace: warning: trained was not trained under VecNormalize\n"
+
+
+def test_bugs_keep_their_traceback(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", lambda *_, **__: np.zeros(2) + np.zeros(3))
+    with pytest.raises(ValueError, match="broadcast"):
+        run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", None)
+    assert run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path) == 2
+    assert capsys.readouterr().err == "sb3-laplace: error: --out: not here\n"
+
+
 def test_environments_without_a_batched_form(folder: Path) -> None:
     assert make_env("CartPole-v1", 40, 0, {}).num_envs == 14
 
@@ -160,7 +204,12 @@ def test_env_kwargs() -> None:
         (["ours.zip", "--env", BANDIT, "--vecnormalize", "text.zip"], "text.zip' holds no VecNormalize"),
         (["ours.zip", "--env", BANDIT, "--n-trials", "0"], "--n-trials must be at least 1, got 0"),
         (["ours.zip", "--env", BANDIT, "--seed", "-1"], "--seed must be at least 0, got -1"),
-        (["ours.zip", "--env", BANDIT, "--device", "nowhere"], "nowhere"),
+        (["ours.zip", "--env", BANDIT, "--device", "nowhere"], "--device nowhere: Expected one of"),
+        (["ours.zip", "--env", BANDIT, "--device", "meta"], "--device meta: "),
+        (["ours.zip", "--env", BANDIT, "--seed", "4294967296"], "--seed must be at most 4294967295"),
+        (["ours.zip", "--env", BANDIT, "--n-trials", "many"], "--n-trials: invalid int value: 'many'"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "a:0.3"], "NAME=VALUE, got 'a:0.3'"),
+        (["ours.zip"], "required: --env"),
         (["ours.zip", "--env", BANDIT, "--out", "text.zip"], "--out: .*text.zip"),
         (["ours.zip", "--env", BANDIT, "--env-kwargs", "trial_length=100001"], "Trials of 100001 steps .* GiB"),
     ],

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,9 +54,9 @@ def plot(arguments: list[str]) -> None:
         try:
             run_program(_PROGRAMS[name], f"plot {name}", arguments[1:], checks[name])
         except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-            hint = "; it needs two runs of every algorithm at least" if name == "file" else ""
-            hint = hint if isinstance(error, (KeyError, ValueError)) else ""
-            raise InputError(f"plot {name}: {describe(error)}{hint}") from error
+            message = describe(error)
+            hint = "; it needs two runs of every algorithm at least" if "empty sequence" in message else ""
+            raise InputError(f"plot {name}: {message}{hint}") from error
 
 
 class _Writer(MarkdownTableWriter):
@@ -87,12 +88,17 @@ def _something_to_show() -> Iterator[None]:
 
     def checked(*args: Any, **kwargs: Any) -> None:
         if not any(axes.has_data() for number in plt.get_fignums() for axes in plt.figure(number).axes):
-            raise InputError("there is nothing to draw: no run has what was asked for, for as long as a window")
+            raise InputError(
+                "there is nothing to draw: the runs are shorter than --episode-window, or lack what --y-axis asks for"
+            )
         show(*args, **kwargs)
 
     plt.show = checked
     try:
-        yield
+        with warnings.catch_warnings():
+            # Said above
+            warnings.filterwarnings("ignore", message="No artists with labels")
+            yield
     finally:
         plt.show = show
 
@@ -116,7 +122,8 @@ def _check_train(options: argparse.Namespace, _: dict[str, Any]) -> None:
     for env in options.env:
         if not _runs(options.exp_folder, options.algo, env):
             folder = str(Path(options.exp_folder) / options.algo)
-            raise InputError(f"there is no run on {env} in {folder!r}{_hint(options.algo)}")
+            hint = "" if options.algo in ALGOS else closest(options.algo, ALGOS)
+            raise InputError(f"there is no run on {env} in {folder!r}{hint}")
 
 
 def _check_all(options: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -134,15 +141,20 @@ def _check_all(options: argparse.Namespace, given: dict[str, Any]) -> None:
         for folder in options.exp_folders
         if _check_evaluations(_runs(folder, algo, env), options)
     }
-    for i, names in enumerate((algos, options.env, options.exp_folders)):
+    sought = {"of": algos, "on": options.env, "in": options.exp_folders}
+    if not found:
+        raise InputError(_no_evaluations(sought))
+    for (preposition, names), those_found in zip(sought.items(), zip(*found, strict=True), strict=True):
         for name in names:
-            if not any(name == one[i] for one in found):
-                # RL Zoo draws no single one
-                kind = ("of", "on", "in")[i]
-                raise InputError(
-                    f"there are no two evaluations {kind} {name}{_hint(name) if i == 0 else ''}: `train` makes "
-                    f"evaluations.npz every --eval-freq steps"
-                )
+            if name not in those_found:
+                raise InputError(_no_evaluations({preposition: [name]}))
+
+
+def _no_evaluations(where: dict[str, list[str]]) -> str:
+    """RL Zoo draws no single one, so there must be two."""
+    words = " ".join(f"{preposition} {', '.join(names)}" for preposition, names in where.items())
+    hint = "".join(closest(algo, ALGOS) for algo in where.get("of", ()) if algo not in ALGOS)
+    return f"there are no two evaluations {words}{hint} (`train --eval-freq` makes them)"
 
 
 def _check_evaluations(runs: list[Path], options: argparse.Namespace) -> int:
@@ -153,9 +165,12 @@ def _check_evaluations(runs: list[Path], options: argparse.Namespace) -> int:
         if not path.is_file():
             continue
         try:
-            timesteps = np.load(path)["timesteps"]
+            archive = np.load(path)
+            timesteps, known = archive["timesteps"], archive.files
         except (BadZipFile, EOFError, KeyError, OSError, ValueError) as error:
             raise InputError(f"{str(path)!r} holds no evaluations: {describe(error)}") from error
+        if options.key not in known:
+            raise InputError(f"--key {options.key}: {str(path)!r} has {', '.join(known)}")
         if len(timesteps) > 1 and timesteps[0] > options.max_timesteps:
             raise InputError(
                 f"--max-timesteps {options.max_timesteps}: the first evaluation in {str(path)!r} is at {timesteps[0]}"
@@ -190,7 +205,6 @@ def _check_file(options: argparse.Namespace, given: dict[str, Any]) -> None:
                 raise InputError(f"{path!r} has no {name!r}, it has {', '.join(known)}")
         if not set(kept or known) - set(skipped):
             raise InputError(f"--keep-{kind} and --skip-{kind} leave nothing of {path!r}")
-
-
-def _hint(algo: str) -> str:
-    return "" if algo in ALGOS else closest(algo, ALGOS)
+    n_keys = len([key for key in keys if key in (options.keep_keys or keys) and key not in options.skip_keys])
+    if options.labels and len(options.labels) != n_keys:
+        raise InputError(f"--labels: {len(options.labels)} for {n_keys} curves")
