@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import optuna
 import pytest
 import yaml
 from sb3_contrib import RecurrentPPO
@@ -21,7 +22,7 @@ from tests.zoo_helpers import BANDIT, BANDIT_NAME, one_line, train
 
 QUICK = ["-n", "16", "--eval-freq", "-1"]
 SMALL = ["-params", "n_envs:2", "n_steps:8", "batch_size:16", "n_epochs:1"]
-TUNE = ["-n", "16", "--n-trials", "1", "--n-evaluations", "1", "--eval-episodes", "1"]
+TUNE = ["-n", "16", "--n-trials", "3", "--n-evaluations", "1", "--eval-episodes", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +189,7 @@ def test_enjoying(arguments: list[str], expected: str, capsys: pytest.CaptureFix
         (["--env-kwargs", "colour:1"], "error: --env-kwargs: .*'colour'"),
         (["--eval-env-kwargs", "colour:1"], "error: --eval-env-kwargs: .*'colour'"),
         (["--env-kwargs", "n_arms:3", "-params", "n_envs:2", "learning_rate:-1.0"], "error: -params: Invalid learning"),
+        (["-conf", "bad.yml", "-params", "env_wrapper:'no.such'"], "error: -params: No module"),
         (["-conf", "bad.yml", "-params", "n_envs:2"], "error: bad.yml: .*'hidden'"),
         (["-conf", "bad.yml", "--env-kwargs", "n_arms:3"], "error: bad.yml: .*'hidden'"),
     ],
@@ -202,12 +204,21 @@ def test_errors_name_the_option_they_come_from(
     assert not [path for path in Path().glob("logs/*/*") if path.is_dir()]
 
 
-def test_a_trial_that_cannot_be_made_ends_the_search(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(*TUNE, "-params", "n_envs:2", "policy_kwargs:dict(hidden=3)", command="tune") == 2
-    printed = capsys.readouterr().err
-    assert printed.splitlines()[-1].startswith("sb3-laplace: error: -params: ")
-    assert "'hidden'" in printed
-    assert "Traceback" not in printed
+def test_a_trial_that_cannot_be_made_ends_the_search(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    optuna.logging.enable_propagation()
+    try:
+        assert train(*TUNE, "-params", "n_envs:2", "policy_kwargs:dict(hidden=3)", command="tune") == 2
+    finally:
+        optuna.logging.disable_propagation()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sb3-laplace: error: -params: ")
+    assert "'hidden'" in last
+    failed = [record for record in caplog.records if "failed" in record.getMessage()]
+    # One of three trials, and Optuna shows no traceback
+    assert {record.getMessage().split()[1] for record in failed} == {"0"}
+    assert {record.exc_info for record in failed} == {None}
 
 
 # -- during training ----------------------------------------------------------------------------------------
