@@ -204,6 +204,12 @@ def test_errors_name_the_option_they_come_from(
     assert not [path for path in Path().glob("logs/*/*") if path.is_dir()]
 
 
+def test_environments_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """They would only say that the connection was reset."""
+    assert train(*QUICK, "--vec-env", "subproc", "--env-kwargs", "colour:1", env="CartPoleNoVel-v1") == 2
+    one_line(capsys, "error: --env-kwargs: .*'colour'")
+
+
 def test_a_trial_that_cannot_be_made_ends_the_search(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

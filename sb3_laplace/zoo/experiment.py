@@ -24,7 +24,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.callbacks.posterior import PosteriorCallback
@@ -266,6 +266,9 @@ class LaplaceExperimentManager(ExperimentManager):
                 )
                 if env is not None:
                     return env
+            if self._single_vec_env_class is SubprocVecEnv:
+                # What is wrong with an environment is said here, not by every worker
+                env_fns[0]().close()
             return self._single_vec_env_class(env_fns, **vec_env_kwargs)
 
         self.vec_env_class = vec_env_class  # type: ignore[assignment]
