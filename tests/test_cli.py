@@ -133,6 +133,53 @@ def test_vecnormalize(folder: Path, tmp_path: Path) -> None:
     assert not np.array_equal(*entropies)
 
 
+@pytest.mark.parametrize("algorithm", [LaplaceRecurrentPPO, RecurrentPPO])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_agent_of_other_observations_is_named(
+    algorithm: type[RecurrentPPO], normalized: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The mark of VecNormalize is in the zip of every agent that has been trained."""
+    env = make_vec_env(BANDIT, n_envs=2, seed=0)
+    policy = "LaplaceLstmPolicy" if algorithm is LaplaceRecurrentPPO else "MlpLstmPolicy"
+    training_env = VecNormalize(env) if normalized else env
+    model = algorithm(policy, training_env, n_steps=4, n_epochs=1, policy_kwargs=POLICY_KWARGS, device="cpu")
+    model.learn(8).save(tmp_path / "trained.zip")
+    statistics = ("--vecnormalize", folder / "normalize.pkl")
+    for given in (False, True):
+        # One that was not trained has no observations to be compared with
+        others = ("--env", BANDIT, "--compare", folder / "ours.zip", "--out", tmp_path / "out")
+        assert run(tmp_path / "trained.zip", *others, *(statistics if given else ()), n_trials=2) == 0
+        printed = capsys.readouterr().err
+        if algorithm is RecurrentPPO:
+            note, printed = printed.split("\n", 1)
+            assert "the code pickled in it was run" in note
+        if given == normalized:
+            assert printed == ""
+        elif normalized:
+            assert printed.startswith("sb3-laplace: warning: trained was trained under VecNormalize, without --vecn")
+            assert len(printed.splitlines()) == 1
+        else:
+            assert printed == "sb3-laplace: warning: trained was not trained under VecNormalize\n"
+
+
+def test_bugs_keep_their_traceback(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", lambda *_, **__: np.zeros(2) + np.zeros(3))
+    with pytest.raises(ValueError, match="broadcast"):
+        run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", None)
+    assert run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path) == 2
+    assert capsys.readouterr().err == "sb3-laplace: error: --out: not here\n"
+
+
 def test_environments_without_a_batched_form(folder: Path) -> None:
     assert make_env("CartPole-v1", 40, 0, {}).num_envs == 14
 
@@ -160,7 +207,12 @@ def test_env_kwargs() -> None:
         (["ours.zip", "--env", BANDIT, "--vecnormalize", "text.zip"], "text.zip' holds no VecNormalize"),
         (["ours.zip", "--env", BANDIT, "--n-trials", "0"], "--n-trials must be at least 1, got 0"),
         (["ours.zip", "--env", BANDIT, "--seed", "-1"], "--seed must be at least 0, got -1"),
-        (["ours.zip", "--env", BANDIT, "--device", "nowhere"], "nowhere"),
+        (["ours.zip", "--env", BANDIT, "--device", "nowhere"], "--device nowhere: Expected one of"),
+        (["ours.zip", "--env", BANDIT, "--device", "meta"], "--device meta: "),
+        (["ours.zip", "--env", BANDIT, "--seed", "4294967296"], "--seed must be at most 4294967295"),
+        (["ours.zip", "--env", BANDIT, "--n-trials", "many"], "--n-trials: invalid int value: 'many'"),
+        (["ours.zip", "--env", BANDIT, "--env-kwargs", "a:0.3"], "NAME=VALUE, got 'a:0.3'"),
+        (["ours.zip"], "required: --env"),
         (["ours.zip", "--env", BANDIT, "--out", "text.zip"], "--out: .*text.zip"),
         (["ours.zip", "--env", BANDIT, "--env-kwargs", "trial_length=100001"], "Trials of 100001 steps .* GiB"),
     ],
@@ -218,5 +270,25 @@ def test_help_and_module(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
     text = " ".join(capsys.readouterr().out.split())
     assert "runs the pickled code in the file" in text
     assert "only open files that you trust" in text
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("sb3-laplace: error: the following arguments are required: COMMAND")
+
+
+def test_agents_are_loaded_without_running_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where that is possible; else it is said, or refused."""
+    ours, theirs = str(tmp_path / "ours.zip"), str(tmp_path / "theirs.zip")
+    env = make_vec_env(BANDIT, n_envs=2, seed=0)
+    kwargs: dict[str, Any] = {"n_steps": 10, "policy_kwargs": {"lstm_hidden_size": 4}}
+    LaplaceRecurrentPPO("LaplaceLstmPolicy", env, learning_rate=lambda progress: 1e-3 * progress, **kwargs).save(ours)
+    RecurrentPPO("MlpLstmPolicy", env, **kwargs).save(theirs)
+    options = ["--env", BANDIT, "--n-trials", "4", "--out", str(tmp_path / "out")]
+    assert main(["diagnose", ours, *options, "--weights-only"]) == 0
+    assert "the code pickled in it was run" not in capsys.readouterr().err
+    assert main(["diagnose", theirs, *options]) == 0
+    assert "theirs.zip holds no plain settings, the code pickled in it was run" in capsys.readouterr().err
+    for arguments, message in (
+        ([theirs, *options, "--weights-only"], "--weights-only: .*holds no settings that can be read"),
+        ([ours, *options, "--weights-only", "--vecnormalize", "x.pkl"], "--weights-only: VecNormalize"),
+    ):
+        assert main(["diagnose", *arguments]) == 2
+        assert re.search(message, capsys.readouterr().err)

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from sb3_laplace.cli.main import main
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS, default_config
 from sb3_laplace.zoo.checkpoints import WholeCheckpointCallback
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager
+from tests.zoo_helpers import BANDIT, BANDIT_NAME, PENDULUM, one_line, train
 
-BANDIT, PENDULUM = "sb3_laplace/DirichletBandit-v0", "PendulumNoVel-v1"
-BANDIT_NAME = "sb3_laplace-DirichletBandit-v0"
 RUN = Path("logs") / "laplace_ppo_lstm" / f"{BANDIT_NAME}_1"
 SMALL = ["-params", "n_envs:4", "batch_size:100", "n_epochs:1", "policy_kwargs:dict(lstm_hidden_size=8)"]
 ENVIRONMENTS = (
@@ -33,10 +31,6 @@ ENVIRONMENTS = (
     "CartPoleNoVel-v1",
     PENDULUM,
 )
-
-
-def train(*arguments: Any, algo: str = "laplace_ppo_lstm", env: str = BANDIT, command: str = "train") -> int:
-    return main([command, "--algo", algo, "--env", env, "--device", "cpu", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -192,6 +186,24 @@ def test_continue_a_finished_agent(finished: Path, workplace: Path) -> None:
     assert after.policy.lstm_actor.hidden_size == 8
 
 
+# Kills itself in the middle of a rollout, when it has written two checkpoints
+KILLED = """
+import os, signal, sys
+from sb3_laplace.cli.main import main
+from sb3_laplace.zoo.checkpoints import WholeCheckpointCallback as Callback
+
+on_step = Callback._on_step
+
+def die(callback):
+    if callback.num_timesteps > 900:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return on_step(callback)
+
+Callback._on_step = die
+main(sys.argv[1:])
+"""
+
+
 def test_a_killed_run_resumes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGKILL in the middle; the rest is trained from the last checkpoint, with everything where it was."""
     n_envs, total, rate = 2, 4000, 1e-3
@@ -199,20 +211,14 @@ def test_a_killed_run_resumes(workplace: Path, capsys: pytest.CaptureFixture[str
     settings.append("policy_kwargs:dict(lstm_hidden_size=8)")
     options = ["-n", total, "--seed", 0, "--save-freq", 400, "--eval-freq", -1, "-params", *settings]
     words = ["--algo", "laplace_ppo_lstm", "--env", PENDULUM, "--device", "cpu", *options]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sb3_laplace", "train", *map(str, words)], stdout=subprocess.DEVNULL
-    )
     run = Path("logs/laplace_ppo_lstm") / f"{PENDULUM}_1"
-    deadline = time.monotonic() + 60
-    while not (run / "rl_model_800_steps.zip").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED, "train", *map(str, words)]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
     assert not (run / f"{PENDULUM}.zip").exists()
 
     last = max(run.glob("rl_model_*0_steps.zip"), key=lambda file: int(file.stem.split("_")[2]))
     done = int(last.stem.split("_")[2])
-    assert 800 <= done < total
+    assert done == 800
     saved = LaplaceRecurrentPPO.load(last)
     venv = DummyVecEnv([lambda: gym.make(PENDULUM)])
     seen = VecNormalize.load(str(run / f"rl_model_vecnormalize_{done}_steps.pkl"), venv).obs_rms.count
@@ -246,17 +252,15 @@ def test_a_killed_process_leaves_no_half_of_a_checkpoint(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         model.learn(8, callback, reset_num_timesteps=False)
     assert {file.name for file in tmp_path.iterdir()} == whole
+    # Those after it are where they belong
+    monkeypatch.undo()
+    assert callback.save_path == str(tmp_path)
+    model.learn(8, callback, reset_num_timesteps=False)
+    assert whole < {file.name for file in tmp_path.iterdir()}
+    assert not [file for file in tmp_path.iterdir() if file.is_dir()]
 
 
 # -- bad input ----------------------------------------------------------------------------------------------
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that has failed wrote to stderr."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if "Warning" not in line and line.strip()]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("sb3-laplace: error: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +328,7 @@ def test_enjoy_and_plot_without_a_run(workplace: Path, capsys: pytest.CaptureFix
     [
         ("rl_zoo3", ["train"], ("sb3_laplace.zoo",)),
         ("requests", ["enjoy"], ("rl_zoo3.enjoy", "rl_zoo3.load_from_hub")),
-        ("seaborn", ["plot", "train"], ("rl_zoo3.plots",)),
+        ("seaborn", ["plot", "train"], ("rl_zoo3.plots", "sb3_laplace.zoo.plots")),
     ],
 )
 def test_what_is_not_installed_is_named(

@@ -144,6 +144,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         # they were given, which SB3's load compares.
         self.posterior_settings: dict[str, Any] = {}
         self.has_reward_decoder = False
+        self.was_normalized: bool | None = None
         super().__init__(
             policy,
             env,

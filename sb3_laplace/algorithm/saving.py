@@ -25,6 +25,8 @@ class SavedPPO(PosteriorRollouts):
     posterior_settings: dict[str, Any]
     #: Whether the policy has a decoder of rewards, also when it is no longer trained
     has_reward_decoder: bool
+    #: Whether it was last trained under VecNormalize; None if that is not known
+    was_normalized: bool | None
 
     def _complete_policy_kwargs(self) -> dict[str, Any]:
         """The policy's keywords, with what training and calibration have settled since they were given."""
@@ -83,6 +85,8 @@ class SavedPPO(PosteriorRollouts):
         :param exclude: names of attributes that are left out beside SB3's own
         :param include: names of attributes that are kept nevertheless
         """
+        if self.env is not None and self._last_obs is not None:
+            self.was_normalized = self.get_vec_normalize_env() is not None
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
         settings.add_to_zip(buffer, self)

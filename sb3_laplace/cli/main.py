@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
-from sb3_laplace.errors import InputError
+from sb3_laplace.errors import InputError, input_errors, is_bug
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.player import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
+from sb3_laplace.options import MAX_SEED, OneLineParser, check_device
 from sb3_laplace.plots.report import write_report
 from sb3_laplace.posthoc.convert import load_recurrent_ppo
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
@@ -25,8 +27,9 @@ from sb3_laplace.version import __version__
 # Environments that are stepped together: batched ones, and those that are stepped one after another
 _BATCHED, _SINGLE = 256, 16
 _PICKLE_NOTE = (
-    "Loading a model (or VecNormalize statistics) runs the pickled code in the file, as Stable-Baselines3 does: only "
-    "open files that you trust. Nothing is downloaded."
+    "Models that this version has saved are loaded without running code. Loading others, and VecNormalize statistics, "
+    "runs the pickled code in the file, as Stable-Baselines3 does: only open files that you trust, or give "
+    "--weights-only, which refuses them. Nothing is downloaded."
 )
 # RL Zoo's programs, which read their own arguments
 _ZOO_COMMANDS = {
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="sb3-laplace",
         description="Laplace posteriors for recurrent meta-RL agents.",
         epilog=_EXAMPLES,
@@ -100,22 +103,41 @@ def _zoo(command: str, arguments: list[str]) -> int:
 # -- loading ------------------------------------------------------------------------------------------------
 
 
-def load_agent(path: str | Path, device: str = "auto") -> LaplaceRecurrentPPO:
+def load_agent(path: str | Path, device: str = "auto", weights_only: bool = False) -> LaplaceRecurrentPPO:
     """Load one of our agents, or a sb3-contrib RecurrentPPO agent, which gets a posterior over its state.
+
+    No code in the file is run if it holds plain settings, as those do that this version saves.
 
     :param path: the zip, with or without its ending
     :param device: device on which the agent runs
+    :param weights_only: refuse a file that cannot be loaded without running its code
     :raises InputError: if there is no such file, or it holds no such agent
     """
     if not any(file.is_file() for file in (Path(path), Path(f"{path}.zip"))):
         raise InputError(f"there is no file {str(path)!r}")
     try:
-        model = load_recurrent_ppo(path, device)
+        with warnings.catch_warnings():
+            # Schedules do not matter to an agent that only plays
+            warnings.filterwarnings("ignore", message=".* were functions")
+            return LaplaceRecurrentPPO.load(path, device=device, weights_only=True)
+    except Exception as error:
+        if is_bug(error):
+            raise
+        if weights_only:
+            raise InputError(f"--weights-only: {error}") from error
+    try:
+        model = source = load_recurrent_ppo(path, device)
         if not isinstance(model, LaplaceRecurrentPPO):
             model = LaplaceRecurrentPPO.from_recurrent_ppo(model, device=device)
+        # SB3 saves what it saw last, and the original beside it only under VecNormalize; neither before training
+        if model.was_normalized is None and source._last_obs is not None:
+            model.was_normalized = source._last_original_obs is not None
     except Exception as error:
+        if is_bug(error):
+            raise
         # What a damaged file makes the unpickler raise can be anything
         raise InputError(f"{str(path)!r} cannot be loaded ({type(error).__name__}): {error}") from error
+    print(f"sb3-laplace: note: {path} holds no plain settings, the code pickled in it was run", file=sys.stderr)
     return model
 
 
@@ -191,6 +213,7 @@ def _add_diagnose(commands: Any) -> None:
     parser.add_argument("--n-trials", type=int, default=500, metavar="N", help="number of trials (default: 500)")
     parser.add_argument("--deterministic", action="store_true", help="act on the posterior's mean and take the mode")
     parser.add_argument("--vecnormalize", metavar="PATH", help="VecNormalize statistics, used for every agent")
+    parser.add_argument("--weights-only", action="store_true", help="refuse files whose code would have to be run")
     parser.add_argument("--compare", nargs="+", default=[], metavar="OTHER.zip", help="agents to show beside it")
     parser.add_argument("--out", metavar="DIR", help="folder for the results (default: MODEL-diagnosis)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the trials and the actions (default: 0)")
@@ -203,17 +226,26 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise InputError(f"--n-trials must be at least 1, got {options.n_trials}")
     if options.seed < 0:
         raise InputError(f"--seed must be at least 0, got {options.seed}")
+    if options.seed > MAX_SEED:
+        raise InputError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
+    check_device(options.device)
     env_kwargs = parse_env_kwargs(options.env_kwargs)
     paths = [options.model, *options.compare]
+    if options.weights_only and options.vecnormalize is not None:
+        raise InputError("--weights-only: VecNormalize statistics cannot be loaded without running the file's code")
     # All of them before hours are spent on the first
-    agents = dict(zip(_names(paths), [load_agent(path, options.device) for path in paths], strict=True))
-    for agent in agents.values():
+    loaded = [load_agent(path, options.device, options.weights_only) for path in paths]
+    agents = dict(zip(_names(paths), loaded, strict=True))
+    for name, agent in agents.items():
+        _warn_about_normalization(name, agent, options.vecnormalize)
         env = make_env(options.env, 1, options.seed, env_kwargs, options.vecnormalize)
         _fit(agent, env)
         env.close()
-    folder = Path(options.out or f"{Path(options.model).stem}-diagnosis")
+    folder = Path(f"{Path(options.model).stem}-diagnosis" if options.out is None else options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Not when the trials have been played
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"--out: {error}") from error
 
@@ -229,25 +261,30 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(f"{name} on {options.env}\n\n{diagnoses[name].table()}\n")
         if traces[name].interrupted:
             break
-    _write(folder, traces, diagnoses)
+    with input_errors():
+        _write(folder, traces, diagnoses)
     return INTERRUPTED if any(trace.interrupted for trace in traces.values()) else 0
 
 
+def _warn_about_normalization(name: str, agent: LaplaceRecurrentPPO, vecnormalize: str | None) -> None:
+    """Say on stderr where the observations are not those that an agent was trained on."""
+    if agent.was_normalized and vecnormalize is None:
+        advice = "without --vecnormalize PATH it sees other observations than it was trained on"
+        print(f"sb3-laplace: warning: {name} was trained under VecNormalize, {advice}", file=sys.stderr)
+    elif agent.was_normalized is False and vecnormalize is not None:
+        print(f"sb3-laplace: warning: {name} was not trained under VecNormalize", file=sys.stderr)
+
+
 def _fit(agent: LaplaceRecurrentPPO, env: VecEnv) -> None:
-    try:
+    with input_errors():
         player_env(agent, env)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _play(agent: LaplaceRecurrentPPO, env: VecEnv, options: argparse.Namespace) -> PosteriorTrace:
-    try:
-        with warnings.catch_warnings():
-            # Said below in a line of our own
-            warnings.filterwarnings("ignore", message="Interrupted")
-            trace = posterior_trace(agent, env, options.n_trials, deterministic=options.deterministic)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with warnings.catch_warnings(), input_errors():
+        # Said below in a line of our own
+        warnings.filterwarnings("ignore", message="Interrupted")
+        trace = posterior_trace(agent, env, options.n_trials, deterministic=options.deterministic)
     if trace.interrupted:
         n_complete = trace.complete.sum()
         print(f"Interrupted: going on with {n_complete} of {options.n_trials} trials.", file=sys.stderr)

@@ -6,6 +6,8 @@ import yaml
 from rl_zoo3.utils import ALGOS
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
+from sb3_laplace.posteriors import PointPosterior, VariationalPosterior
 
 #: Names for ``--algo``. One class: the configuration (or the search space) chooses the posterior.
 OUR_ALGORITHMS = ("laplace_ppo_lstm", "point_ppo_lstm", "vrnn_ppo_lstm")
@@ -17,6 +19,16 @@ _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "zoo_
 def register_algorithms() -> None:
     """Add :data:`OUR_ALGORITHMS` to those that RL Zoo's programs know."""
     ALGOS.update(dict.fromkeys(OUR_ALGORITHMS, LaplaceRecurrentPPO))
+
+
+def algorithm_of(policy: LaplaceLstmPolicy) -> str:
+    """Under which of :data:`OUR_ALGORITHMS` an agent is filed: by its posterior, Laplace's for all without their own.
+
+    :param policy: the agent's
+    """
+    if isinstance(policy.latent_layer, PointPosterior):
+        return "point_ppo_lstm"
+    return "vrnn_ppo_lstm" if isinstance(policy.latent_layer, VariationalPosterior) else "laplace_ppo_lstm"
 
 
 def default_config(algo: str, env_id: str) -> str | None:

@@ -26,10 +26,12 @@ class WholeCheckpointCallback(CheckpointCallback):
             return True
         folder = self.save_path
         with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=folder) as self.save_path:
-            result = super()._on_step()
-            for file in sorted(Path(self.save_path).iterdir(), key=lambda file: file.suffix == ".zip"):
-                os.replace(file, Path(folder) / file.name)
-        self.save_path = folder
+            try:
+                result = super()._on_step()
+                for file in sorted(Path(self.save_path).iterdir(), key=lambda file: file.suffix == ".zip"):
+                    os.replace(file, Path(folder) / file.name)
+            finally:
+                self.save_path = folder
         return result
 
 

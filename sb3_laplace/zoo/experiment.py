@@ -1,12 +1,15 @@
 """RL Zoo's experiment manager with batched environments, our configurations and runs that can be resumed."""
 
 import argparse
-import difflib
-import inspect
+import copy
+import io
+import math
 import os
+import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +24,17 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.callbacks.posterior import PosteriorCallback
-from sb3_laplace.errors import InputError
+from sb3_laplace.errors import InputError, describe, input_errors, is_bug, is_users, passed_through
 from sb3_laplace.policies.features import MlpFeatures
+from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.vec_env import make_batched_vec_env
-from sb3_laplace.zoo.algorithms import default_config
+from sb3_laplace.zoo.algorithms import algorithm_of, default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
+from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
 
@@ -38,17 +43,28 @@ exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
 
 # What a configuration can make go wrong before training starts
 _CONFIGURATION_ERRORS = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     GymnasiumError,
     ImportError,
+    LookupError,
+    MemoryError,
     NameError,
     OSError,
+    RuntimeError,
     SyntaxError,
     TypeError,
     ValueError,
     yaml.YAMLError,
 )
+# Options that can be what is wrong with a configuration, by the attribute that holds them
+_OPTIONS = {
+    "custom_hyperparams": "-params",
+    "env_kwargs": "--env-kwargs",
+    "eval_env_kwargs": "--eval-env-kwargs",
+    "show_progress": "--progress",
+}
 
 
 class LaplaceExperimentManager(ExperimentManager):
@@ -63,8 +79,8 @@ class LaplaceExperimentManager(ExperimentManager):
       Any other ``-i`` starts a new run with that agent, as RL Zoo does.
     - Sampled hyperparameters replace only their own part of the configuration.
 
-    :raises InputError: from :meth:`setup_experiment` and :meth:`hyperparameters_optimization`, if what the user asks
-        for cannot be done
+    :raises InputError: from :meth:`setup_experiment`, :meth:`learn`, :meth:`save_trained_model` and
+        :meth:`hyperparameters_optimization`, if what the user asks for cannot be done
     """
 
     def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
@@ -82,6 +98,8 @@ class LaplaceExperimentManager(ExperimentManager):
             self.eval_env_kwargs = self.eval_env_kwargs or self.env_kwargs
             # Not the tasks and the noise of the run's beginning once more
             self.seed = (self.seed + self._checkpoint.n_steps) % 2**32
+        self._failure: InputError | None = None
+        self._before = copy.copy(self)
 
     @property
     def _is_ours(self) -> bool:
@@ -89,14 +107,73 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         try:
-            return super().setup_experiment()
+            experiment = super().setup_experiment()
+            if experiment is not None:
+                model, hyperparams = experiment
+                self._check_posterior(model)
+                if self.continue_training:
+                    # Not the configuration's: an agent keeps the policy that it has
+                    hyperparams.update(policy=_policy_name(model), policy_kwargs=model.policy_kwargs)
+                super()._save_config(hyperparams)
         except InputError:
             self._remove_empty_folder()
             raise
         except _CONFIGURATION_ERRORS as error:
             self._remove_empty_folder()
-            message = str(error)
-            raise InputError(message if self.config in message else f"{self.config}: {message}") from error
+            if is_bug(error):
+                raise
+            raise self._configuration_error(error) from error
+        return experiment
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """RL Zoo saves as the last step of setting up; :meth:`setup_experiment` does when it has seen the agent."""
+
+    def create_log_folder(self) -> None:
+        try:
+            super().create_log_folder()
+        except OSError as error:
+            raise InputError(f"--log-folder: {error}") from error
+
+    def _check_posterior(self, model: BaseAlgorithm) -> None:
+        """Agents are filed under the algorithm that they are."""
+        if isinstance(model.policy, LaplaceLstmPolicy) and (algo := algorithm_of(model.policy)) != self.algo:
+            source = self.trained_agent if self.continue_training else self._source("policy_kwargs")
+            posterior = type(model.policy.latent_layer).__name__
+            raise InputError(f"{source}: the agent has a {posterior}, which --algo {algo} trains, not {self.algo}")
+
+    # -- what is to blame ----------------------------------------------------------------------------------
+
+    def _source(self, hyperparam: str) -> str:
+        return "-params" if hyperparam in (self.custom_hyperparams or {}) else self.config
+
+    def _configuration_error(self, error: Exception) -> InputError:
+        """What the user is told: the option without which the error is another one or none, or the file."""
+        message = describe(error)
+        sources = (option for name, option in _OPTIONS.items() if self._is_to_blame(name, message))
+        source = next(sources, self.config)
+        return InputError(message if source in message else f"{source}: {message}")
+
+    def _is_to_blame(self, name: str, message: str) -> bool:
+        if not getattr(self._before, name):
+            return False
+        other = copy.copy(self._before)
+        setattr(other, name, {})
+        if not other._eval_env_kwargs_args:
+            other.eval_env_kwargs = other.env_kwargs
+        return other._complaint() != message
+
+    def _complaint(self) -> str | None:
+        """What is wrong with the settings, found by setting up in a folder that is thrown away; None if nothing."""
+        self.optimize_hyperparameters = False
+        # RL Zoo writes into the hyperparameters of a Python package
+        sys.modules.pop(self.config, None)
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            self.save_path, self.params_path = folder, os.path.join(folder, self.env_name)
+            try:
+                super().setup_experiment()
+            except Exception as error:
+                return describe(error)
+        return None
 
     def _remove_empty_folder(self) -> None:
         """Leave no folder of a run that was not started, which ``enjoy`` would take for the latest."""
@@ -118,19 +195,33 @@ class LaplaceExperimentManager(ExperimentManager):
             if self.env_kwargs:
                 hyperparams["env_kwargs"] = self.env_kwargs
             print(f"Resuming the run in {self.config} after {self._checkpoint.n_steps} steps")
-        elif self._is_ours and self.storage and self.study_name and self.trial_id is not None:
+        elif self.trial_id is not None:
+            # RL Zoo takes 0 for none
             trial_id, self.trial_id = self.trial_id, None
-            hyperparams, _ = super().read_hyperparameters()
+            hyperparams, _ = self._read_configuration()
             sampled = self._load_sampled(trial_id)
-            hyperparams |= fit_to_configuration(sampled, _evaluated(hyperparams), hyperparams.get("n_envs", 1))
+            if self._is_ours:
+                sampled = fit_to_configuration(sampled, _evaluated(hyperparams), hyperparams.get("n_envs", 1))
+            hyperparams |= sampled
         else:
-            return super().read_hyperparameters()
+            return self._read_configuration()
         hyperparams |= self.custom_hyperparams or {}
         return hyperparams, OrderedDict(sorted(hyperparams.items()))
+
+    def _read_configuration(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            return super().read_hyperparameters()
+        except AttributeError as error:
+            # Nothing else has attributes that RL Zoo reads
+            raise InputError(f"{self.config}: it must hold hyperparameters by environment") from error
 
     def _load_sampled(self, trial_id: int) -> dict[str, Any]:
         assert self.storage is not None
         assert self.study_name is not None
+        path = journal_path(self.storage)
+        if path is not None and not path.is_file():
+            # Optuna would create it
+            raise InputError(f"--storage: there is no file {self.storage!r}")
         try:
             with study_errors(self.storage):
                 return self.load_trial(self.storage, self.study_name, trial_id)
@@ -139,21 +230,26 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def _preprocess_schedules(self, hyperparams: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         """``lin_`` values for all coefficients of our algorithms, of which RL Zoo knows only some."""
+        for name in ("learning_rate", "clip_range", "clip_range_vf"):
+            if isinstance(value := hyperparams.get(name), str):
+                check_schedule(name, value, self._source)
         hyperparams = super()._preprocess_schedules(hyperparams)
         for name, value in hyperparams.items():
             if self._is_ours and isinstance(value, str) and value.startswith("lin_"):
+                check_schedule(name, value, self._source)
                 hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
         return hyperparams
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        check_run(hyperparams, self._asked_timesteps, self._source)
         result = super()._preprocess_hyperparams(hyperparams)
-        known = [*inspect.signature(ALGOS[self.algo]).parameters, "noise_type", "noise_std"]
-        for name in result[0]:
-            if name not in known:
-                source = "-params" if name in (self.custom_hyperparams or {}) else self.config
-                closest = difflib.get_close_matches(name, known, n=1)
-                hint = f", you maybe meant {closest[0]!r}" if closest else ""
-                raise InputError(f"{source}: {self.algo} has no keyword {name!r}{hint}")
+        if not self._eval_env_kwargs_args:
+            # RL Zoo leaves those of a configuration out of the evaluation
+            self.eval_env_kwargs = self.env_kwargs
+        algorithm = ALGOS[self.algo]
+        check_names(self.algo, algorithm, result[0], self._source)
+        if self._is_ours:
+            check_types(algorithm, result[0], self._source)
         return result
 
     # -- environments and callbacks -----------------------------------------------------------------------
@@ -170,6 +266,9 @@ class LaplaceExperimentManager(ExperimentManager):
                 )
                 if env is not None:
                     return env
+            if self._single_vec_env_class is SubprocVecEnv:
+                # What is wrong with an environment is said here, not by every worker
+                env_fns[0]().close()
             return self._single_vec_env_class(env_fns, **vec_env_kwargs)
 
         self.vec_env_class = vec_env_class  # type: ignore[assignment]
@@ -204,6 +303,8 @@ class LaplaceExperimentManager(ExperimentManager):
         try:
             model = super()._load_pretrained_agent(hyperparams, env)
         except Exception as error:
+            if is_bug(error):
+                raise
             # What a damaged file makes the unpickler raise can be anything
             raise InputError(
                 f"{self.trained_agent!r} cannot be trained with {self.algo} on {self.env_name.gym_id}: {error}"
@@ -219,12 +320,17 @@ class LaplaceExperimentManager(ExperimentManager):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
-        if self._checkpoint is not None:
-            # RL Zoo's learn, with steps that are counted on
-            go_on = partial(model.learn, reset_num_timesteps=False)
-            super().learn(SimpleNamespace(learn=go_on, env=model.env, policy=model.policy))  # type: ignore[arg-type]
-        else:
-            super().learn(model)
+        with input_errors():
+            if self._checkpoint is not None:
+                # RL Zoo's learn, with steps that are counted on
+                go_on = partial(model.learn, reset_num_timesteps=False)
+                super().learn(SimpleNamespace(learn=go_on, env=model.env, policy=model.policy))  # type: ignore[arg-type]
+            else:
+                super().learn(model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        with input_errors():
+            super().save_trained_model(model)
 
     # -- tuning -------------------------------------------------------------------------------------------
 
@@ -236,15 +342,35 @@ class LaplaceExperimentManager(ExperimentManager):
             if self.storage is not None and (path := journal_path(self.storage)) is not None:
                 check_not_locked(path)
                 self.storage = str(path)
-            with study_errors(self.storage):
+            with input_errors(), study_errors(self.storage):
                 super().hyperparameters_optimization()
+            if self._failure is not None:
+                raise self._failure
         except ValueError as error:
+            if self._failure is not None:
+                raise self._failure from error
             if "No trials are completed" not in str(error):
                 raise
             raise InputError(f"no trial of {self.algo} on {self.env_name.gym_id} was completed: all pruned") from error
         finally:
             HYPERPARAMS_SAMPLER[self.algo] = sample
             self._remove_empty_folder()
+
+    def objective(self, trial: optuna.Trial) -> float:
+        try:
+            return super().objective(trial)
+        except (InputError, *_CONFIGURATION_ERRORS) as error:
+            if isinstance(error, InputError):
+                self._failure = error
+            elif not (is_bug(error) or passed_through(error, "learn")):
+                self._failure = self._configuration_error(error)
+            elif is_users(error):
+                self._failure = InputError(describe(error))
+            else:
+                raise
+        # What failed once will always; with this value Optuna files the trial as failed, and shows no traceback
+        trial.study.stop()
+        return math.nan
 
     def _sample_within_configuration(
         self, sample: Callable[..., dict[str, Any]], trial: optuna.Trial, n_actions: int, n_envs: int, others: dict
@@ -253,6 +379,13 @@ class LaplaceExperimentManager(ExperimentManager):
         for name in ("n_steps", "batch_size"):
             trial.set_user_attr(name, hyperparams[name])
         return hyperparams
+
+
+def _policy_name(model: BaseAlgorithm) -> str:
+    """How a configuration names the policy of a model."""
+    policy = type(model.policy)
+    names = [name for name, one in model.policy_aliases.items() if one is policy]
+    return names[0] if names else f"{policy.__module__}.{policy.__qualname__}"
 
 
 def _evaluated(hyperparams: dict[str, Any]) -> dict[str, Any]:
