@@ -316,7 +316,9 @@ def two_terms(first: Any, second: Any, progress: float = 1.0) -> list[Any]:
 
 def test_total_loss_is_the_weighted_sum() -> None:
     log_prob = numbers(3.0, 2.0).requires_grad_()
-    loss, logged = total_loss(two_terms(0.5, lambda progress: progress, 0.25), minibatch(), evaluated(log_prob=log_prob))
+    loss, logged = total_loss(
+        two_terms(0.5, lambda progress: progress, 0.25), minibatch(), evaluated(log_prob=log_prob)
+    )
     assert logged == {"first_coef": 9.0, "second_coef": 4.0, "loss": 5.5}
     assert loss.item() == 5.5
     assert th.autograd.grad(loss, log_prob)[0].tolist() == [3.0, 1.0]
