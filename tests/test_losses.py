@@ -107,6 +107,9 @@ def test_advantages_are_normalized_over_what_is_no_padding() -> None:
     log_prob = numbers(1.1, 1.1, 1.3, PADDING).log()
     found, _ = ppo(normalize_advantage=True).loss(samples, evaluated(4, log_prob=log_prob))
     assert found.item() == pytest.approx(-(-1.1 + 0 + 1.2) / 3, rel=1e-5)
+    two = samples._replace(mask=th.tensor([True, False, True, False]))
+    found, _ = ppo(normalize_advantage=True).loss(two, evaluated(4, log_prob=log_prob))
+    assert found.item() == pytest.approx(-(-1.1 + 1.2) / 2 / math.sqrt(2), rel=1e-5)
     # One step has no standard deviation
     alone = samples._replace(mask=th.tensor([False, True, False, False]))
     found, _ = ppo(normalize_advantage=True).loss(alone, evaluated(4, log_prob=log_prob))
