@@ -88,6 +88,11 @@ def test_clip_loss_is_the_mean() -> None:
     assert logged["clip_fraction"].item() == pytest.approx(4 / 7)
 
 
+def test_a_ratio_at_the_clip_is_inside() -> None:
+    _, logged = ppo(clip_range=lambda _: 0.0).loss(minibatch(), evaluated(log_prob=numbers(0.0)))
+    assert logged["clip_fraction"].item() == 0.0
+
+
 def test_clip_range_follows_the_progress() -> None:
     samples = minibatch(advantages=numbers(1.0))
     halfway = ppo(clip_range=lambda progress: 0.2 * progress, _current_progress_remaining=0.5)
