@@ -24,6 +24,15 @@ POSTERIORS: list[dict[str, Any]] = [
     for latent_dim in (None, 3)
     for covariance in ("diagonal", "full")
 ]
+#: The same with past inputs
+WINDOWS: list[dict[str, Any]] = [
+    {"posterior_kwargs": {"prior_std": 1.0, "factorization": factorization, "window": window, **more}}
+    for factorization, window, more in (
+        ("stationary", None, {"normalize": True}),
+        ("stationary", 2, {"sum_means": True}),
+        ("markov", 3, {"covariance": "full"}),
+    )
+]
 
 
 def pair(action_space: spaces.Space, **kwargs: Any) -> tuple[LaplaceLstmPolicy, RecurrentActorCriticPolicy]:
@@ -102,7 +111,7 @@ def test_k0_draws_no_random_number() -> None:
     assert th.equal(before, th.get_rng_state())
 
 
-@pytest.mark.parametrize("kwargs", POSTERIORS)
+@pytest.mark.parametrize("kwargs", [*POSTERIORS, *WINDOWS])
 @given(seed=st.integers(0, 2**31), reset_at=st.integers(1, 5))
 def test_nothing_leaks(kwargs: dict[str, Any], seed: int, reset_at: int) -> None:
     """A new episode starts from the prior; environments never touch; a batch of one is its slice."""
@@ -116,7 +125,9 @@ def test_nothing_leaks(kwargs: dict[str, Any], seed: int, reset_at: int) -> None
             start = th.full((state.core[0].shape[1],), float(t == starts_at))
             with th.no_grad():
                 _, state = policy.get_distribution(observations[t, columns], state, start, deterministic=True)
-        return state.flatten()
+        # Of past inputs only what the posterior makes of them: those of earlier episodes may still be there, unread
+        posterior = policy.latent_layer.from_state(state.core[0][-1], state.posterior)
+        return (*state.core, posterior.mean.unsqueeze(0), posterior.precision.unsqueeze(0))
 
     together = play(slice(0, 3), range(8), reset_at)
     alone = play(slice(1, 2), range(8), reset_at)
