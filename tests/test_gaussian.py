@@ -119,9 +119,10 @@ def test_cholesky_by_halves_says_where_it_failed(where: int) -> None:
         safe_cholesky(matrix)
 
 
-def test_cholesky_survives_rounding() -> None:
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
+def test_cholesky_survives_rounding(batch: tuple[int, ...]) -> None:
     """Rank-deficient up to rounding: positive definite on paper, not in float32."""
-    direction = th.randn(1, 6, 2)
+    direction = th.randn(*batch, 6, 2)
     matrix = 1e-3 * th.eye(6) + 1e6 * direction @ direction.mT
     factor = safe_cholesky(matrix)
     assert factor.isfinite().all()

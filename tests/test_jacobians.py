@@ -80,6 +80,32 @@ def test_closed_form_is_autodiffs(
     th.testing.assert_close(formed(core.jacobian(inputs, state)), oracle, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", CORES)
+def test_closed_form_of_past_inputs_at_one_state(name: str, layers: int) -> None:
+    """What a window asks for: L inputs for each of N environments, all at its present state."""
+    core, inputs, state = random_case(name, 5, 3, 4, layers, True, 0, th.float64)
+    past = th.randn(5, 2, inputs.shape[1], dtype=th.float64)
+    found = matrix_of(core.jacobian(past, state))
+    assert found.shape == (5, 2, 4, 4)
+    for i in range(2):
+        th.testing.assert_close(found[:, i], autodiff_jacobian(core, past[:, i], state))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("name", CORES)
+def test_inputs_of_the_jacobian_are_those_of_the_top_layer(name: str, layers: int) -> None:
+    core, _, state = random_case(name, 5, 3, 4, layers, True, 0, th.float64)
+    features = th.randn(5, 3, dtype=th.float64)
+    updated = core.step(features, state)
+    inputs = core.jacobian_inputs(features, updated)
+    assert inputs.shape == (5, core.jacobian_input_size(3, 4, layers))
+    # From them the top layer's cell makes its new state
+    top = core.cell(inputs, tuple(part[-1] for part in state), core.weights_of_layer(-1))
+    for part, expected in zip(top, updated, strict=True):
+        th.testing.assert_close(part, expected[-1])
+
+
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", CORES)
 def test_any_core_has_a_jacobian_by_autodiff(name: str, inference: bool) -> None:
@@ -130,6 +156,8 @@ def test_what_an_operator_is_asked(form: str) -> None:
     th.testing.assert_close(operator.row_norms_squared(), matrix.square().sum(-1))
     norms = operator.projected_norm_squared(operator.projected_gram(projection))
     th.testing.assert_close(norms, projected.square().sum((-2, -1)))
+    small = operator.scale(th.full((5,), 1e-2, dtype=th.float64))
+    th.testing.assert_close(small.projected_norm_squared(small.projected_gram(projection)), 1e-4 * norms)
     factor = th.rand(5, dtype=th.float64)
     th.testing.assert_close(matrix_of(operator.scale(factor)), matrix * factor.view(5, 1, 1))
 

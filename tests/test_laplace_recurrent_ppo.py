@@ -48,8 +48,8 @@ def small_model(env: Any = None, policy: str = "LaplaceLstmPolicy", **kwargs: An
 
 
 def collect(model: LaplaceRecurrentPPO) -> None:
-    """One rollout without an update."""
-    _, callback = model._setup_learn(1)
+    """One rollout without an update; a later one goes on from where the last one ended."""
+    _, callback = model._setup_learn(1, reset_num_timesteps=False)
     callback.on_training_start({}, {})
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
 

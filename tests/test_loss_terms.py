@@ -93,6 +93,14 @@ def test_terms_switched_on_later(tmp_path: Path) -> None:
     assert not next(iter(loaded.rollout_buffer.get(None))).columns
 
 
+def test_a_point_has_no_kl_to_switch_on() -> None:
+    model = small_model(policy_kwargs={"posterior": "point"})
+    model.learn(36)
+    model.kl_coef = 0.1
+    with pytest.raises(ValueError, match=r"kl_coef must be 0 with posterior='point', which has no KL; got 0\.1"):
+        model.learn(36)
+
+
 def test_supervised_learning_does_not_stop_at_target_kl() -> None:
     model = small_model(target_env(), policy_coef=0.0, target_coef=1.0, target_kl=1e-12, n_epochs=3)
     model.learn(36)

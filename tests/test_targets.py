@@ -163,6 +163,35 @@ def test_targets_that_cannot_be_used(target: Any, space: str, message: str) -> N
         small_model(env, target_coef=1.0).learn(24)
 
 
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_targets_are_stored_as_actions_are(space: str) -> None:
+    model = small_model(target_env(action_space=ACTION_SPACES[space]), target_coef=1.0)
+    collect(model)
+    samples = next(iter(model.rollout_buffer.get(None)))
+    targets, actions = samples.columns["targets"], samples.actions.squeeze(-1)
+    assert targets.shape == actions.shape
+    assert targets.dtype == actions.dtype
+    assert targets.is_floating_point() == (space in ("box", "multi_binary"))
+
+
+@pytest.mark.parametrize(("target", "inside"), [(0.999, True), (-0.999, True), (1.0, False), (-1.0, False)])
+def test_targets_of_squashed_actions_lie_inside_the_box(target: float, inside: bool) -> None:
+    """No finite action is squashed to a bound."""
+
+    class Constant(RandomEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return (*super().step(action)[:4], {"target": np.full(2, target)})
+
+    env = DummyVecEnv([lambda: Constant(action_space=ACTION_SPACES["box"])] * 2)
+    model = small_model(env, target_coef=1.0, use_sde=True, policy_kwargs={"squash_output": True})
+    if inside:
+        model.learn(24)
+        assert math.isfinite(model.logger.name_to_value["train/target_loss"])
+    else:
+        with pytest.raises(ValueError, match=r"info\['target'\] must lie inside Box.* with squash_output=True"):
+            model.learn(24)
+
+
 def test_targets_missing_in_one_environment() -> None:
     env = DummyVecEnv([lambda: TargetEnv(), lambda: RandomEnv()])
     with pytest.raises(ValueError, match="every step: not environment 1 gave one"):

@@ -115,7 +115,8 @@ class RewardDecoder(nn.Module):
             )
         encoded = preprocess_obs(actions, self.action_space, normalize_images=False)
         assert isinstance(encoded, th.Tensor)
-        encoded = encoded.flatten(1).to(self.from_step.weight.dtype)
+        # An action of a Box may have the shape ()
+        encoded = encoded.reshape(len(encoded), -1).to(self.from_step.weight.dtype)
         return encoded if next_features is None else th.cat((encoded, next_features), dim=1)
 
     def forward(self, latents: th.Tensor, steps: th.Tensor) -> th.Tensor:

@@ -1,0 +1,82 @@
+"""Every posterior before it has seen anything."""
+
+from typing import Any
+
+import pytest
+import torch as th
+
+from sb3_laplace.posteriors import (
+    ConstantVariancePosterior,
+    LaplacePosterior,
+    LatentPosterior,
+    PointPosterior,
+    VariationalPosterior,
+)
+from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
+
+GAUSSIANS: list[tuple[type[LatentPosterior], dict[str, Any]]] = [
+    (LaplacePosterior, {"covariance": "diagonal"}),
+    (LaplacePosterior, {"covariance": "full"}),
+    (LaplacePosterior, {"covariance": "full", "factorization": "stationary", "damping": 3.0}),
+    (ConstantVariancePosterior, {}),
+    (VariationalPosterior, {"covariance": "diagonal"}),
+    (VariationalPosterior, {"covariance": "full"}),
+]
+
+
+@pytest.mark.parametrize("prior_std", [0.1, 2.0])
+@pytest.mark.parametrize(("posterior", "kwargs"), GAUSSIANS)
+def test_the_prior_is_that_of_prior_std(
+    posterior: type[LatentPosterior], kwargs: dict[str, Any], prior_std: float
+) -> None:
+    prior = posterior(4, 2, 3, prior_std=prior_std, **kwargs).prior(2)
+    assert th.equal(prior.mean, th.zeros(2, 3))
+    th.testing.assert_close(prior.covariance, prior_std**2 * th.eye(3).expand(2, 3, 3))
+    assert prior.kl(prior).abs().max() < 1e-5
+
+
+def test_the_prior_of_a_point_is_a_point() -> None:
+    prior = PointPosterior(4, 2, 3).prior(2)
+    assert th.equal(prior.mean, th.zeros(2, 3))
+    assert th.equal(prior.variance, th.zeros(2, 3))
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("prior_std", [0.1, 2.0])
+def test_variational_before_training_is_as_wide_as_the_prior(covariance: str, prior_std: float) -> None:
+    layer = VariationalPosterior(4, 2, 3, prior_std=prior_std, covariance=covariance)
+    posterior = layer.distribution(th.zeros(2, 4))
+    th.testing.assert_close(posterior.covariance, prior_std**2 * th.eye(3).expand(2, 3, 3))
+    # ... and nearly so wherever the hidden state is
+    variance = layer.distribution(th.rand(5, 4) * 2 - 1).variance
+    assert (variance / prior_std**2 - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("bias", "variance"), [(-50.0, -10.0), (50.0, 2.0)])
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_log_variances_are_clamped(covariance: str, bias: float, variance: float) -> None:
+    layer = VariationalPosterior(4, 2, 3, covariance=covariance)
+    with th.no_grad():
+        layer.scale_net.bias[:3] = bias
+        layer.scale_net.bias[3:] = 0.0
+        layer.scale_net.weight.zero_()
+    th.testing.assert_close(layer.distribution(th.rand(2, 4)).variance.log(), th.full((2, 3), variance))
+
+
+def test_statistics_of_one_step() -> None:
+    """By hand, D = 1: N(3, 1/4) after N(1, 1)."""
+    layer = LaplacePosterior(1, 1, None, prior_std=1.0)
+    previous, posterior = layer.prior(1), layer.prior(1)
+    previous, posterior = (
+        type(previous)(th.tensor([[mean]]), th.tensor([[precision]])) for mean, precision in ((1.0, 1.0), (3.0, 4.0))
+    )
+    found = posterior_statistics(to_float64(posterior), to_float64(previous))
+    log4, log_2_pi = 1.3862943611198906, 1.8378770664093453
+    expected = {
+        "entropy": (1 + log_2_pi - log4) / 2,
+        "kl_mean": 2.0,
+        "kl_covariance": (0.25 - 1 + log4) / 2,
+        "mean_step": 2.0,
+        "expected_move": 0.75,
+    }
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
