@@ -173,8 +173,10 @@ def test_sums_over_past_inputs(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n", [1, 8, 17, 40])
-def test_blocks_cover_every_input_once(form: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jacobians, "_BLOCK_SIZE", 1)
+# Numbers in a block: for 8 inputs, the fewest, and for 17.5
+@pytest.mark.parametrize("block_size", [1, 280])
+def test_blocks_cover_every_input_once(form: str, n: int, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jacobians, "_BLOCK_SIZE", block_size)
     operator, projection = FORMS[form](n), th.randn(2, 4, dtype=th.float64)
     matrix = matrix_of(operator).clone()
     covered = [index for block, _ in operator.blocks(None) for index in range(n)[block]]
