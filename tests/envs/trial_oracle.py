@@ -149,6 +149,7 @@ def by_hand(
                     "task": task,
                     "episode_returns": np.array(returns + [np.nan] * missing),
                     "episode_lengths": np.array(lengths + [0] * missing),
+                    "episodes_ended": len(returns) - (not (terminated or truncated)),
                 }
             elif starts_episode:
                 observation, reset_info = env.reset()

@@ -37,11 +37,13 @@ class Progress:
         self.steps, self.episodes = np.zeros((2, num_envs), dtype=np.int64)
         self._returns = np.full((num_envs, most), np.nan)
         self._lengths = np.zeros((num_envs, most), dtype=np.int64)
+        # Episodes that ended of themselves: all but one that the trial's end cut short
+        self._ended = np.zeros(num_envs, dtype=np.int64)
         self._rows = np.arange(num_envs)
 
     def start(self, rows: NDArray[Any]) -> None:
         """Start a trial in some environments."""
-        self.steps[rows] = self.episodes[rows] = self._lengths[rows] = 0
+        self.steps[rows] = self.episodes[rows] = self._ended[rows] = self._lengths[rows] = 0
         self._returns[rows] = np.nan
         self._returns[rows, 0] = 0.0
 
@@ -59,6 +61,7 @@ class Progress:
         self._returns[self._rows, self.episodes] += rewards
         self._lengths[self._rows, self.episodes] += 1
         ended = terminations | truncations
+        self._ended += ended
         terminated = terminations.copy() if self._ends_on_termination else np.zeros_like(terminations)
         truncated = np.zeros_like(ended)
         if self.trial_steps is not None:
@@ -77,9 +80,14 @@ class Progress:
         """What the episodes of the trials were, one that the trial's end cut short included.
 
         :param rows: Some environments, (n,)
-        :return: ``episode_returns`` (n, most episodes), NaN where there was none, and ``episode_lengths``, 0 there
+        :return: ``episode_returns`` (n, most episodes), NaN where there was none, ``episode_lengths``, 0 there, and
+            ``episodes_ended`` (n,), how many were not cut short
         """
-        return {"episode_returns": self._returns[rows].copy(), "episode_lengths": self._lengths[rows].copy()}
+        return {
+            "episode_returns": self._returns[rows],
+            "episode_lengths": self._lengths[rows],
+            "episodes_ended": self._ended[rows],
+        }
 
     @property
     def trial_returns(self) -> NDArray[np.float64]:

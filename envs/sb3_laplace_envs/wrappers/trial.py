@@ -57,9 +57,9 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     "observation" and each of these under its own name; a Dict keeps its keys, those of a Tuple are "observation_0", ...
 
     **Info.** On the last step of a trial ``episode_returns`` and ``episode_lengths`` (most episodes possible,), NaN
-    and 0 where there was none, and ``task`` where it is an array. Within a trial, the infos of a reset are joined
-    with those of the step. Where SB3's ``Monitor`` or Gymnasium's ``RecordEpisodeStatistics`` is inside,
-    ``info["episode"]`` is the trial's.
+    and 0 where there was none, ``episodes_ended``, how many the trial's end did not cut short, and ``task`` where it is
+    an array. Within a trial, the infos of a reset are joined with those of the step. Where SB3's ``Monitor`` or
+    Gymnasium's ``RecordEpisodeStatistics`` is inside, ``info["episode"]`` is the trial's.
 
     :param env: The environment, its action space Discrete, MultiDiscrete, MultiBinary or a bounded Box
     :param n_episodes: Episodes in a trial
@@ -219,6 +219,7 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     def _report(self) -> dict[str, Any]:
         """What is told of the trial at its end."""
         report: dict[str, Any] = {key: values[0] for key, values in self._progress.report(_FIRST).items()}
+        report["episodes_ended"] = int(report["episodes_ended"])
         task = as_array(self._task)
         if task is not None:
             report["task"] = task.copy()

@@ -43,8 +43,8 @@ class VectorTrial(VectorWrapper):
     arrays, whenever some have changed. ``reset(options={"task": tasks})`` fixes the tasks of all trials until
     the next reset, one for each environment.
 
-    **Infos.** As in `Trial`; ``final_info`` holds ``episode_returns``, ``episode_lengths`` and ``task`` of the trials
-    that ended.
+    **Infos.** As in `Trial`; ``final_info`` holds ``episode_returns``, ``episode_lengths``, ``episodes_ended`` and
+    ``task`` of the trials that ended.
 
     :param env: The batch
     :param n_episodes: As for `Trial`, and so are all others
