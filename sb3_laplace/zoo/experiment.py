@@ -18,7 +18,7 @@ from gymnasium.error import Error as GymnasiumError
 from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -32,6 +32,7 @@ from sb3_laplace.zoo.algorithms import default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
+from sb3_laplace_envs.wrappers import Trial
 
 # RL Zoo evaluates the policy_kwargs of a configuration with the names of its own module, of which nn is one
 exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
@@ -54,7 +55,8 @@ _CONFIGURATION_ERRORS = (
 class LaplaceExperimentManager(ExperimentManager):
     """RL Zoo's experiment manager, as ``sb3-laplace train`` and ``tune`` use it.
 
-    - Environments are made in their batched form where they have one that does what is asked for.
+    - Environments are made in their batched form where they have one that does what is asked for, also as trials
+      (``env_wrapper: sb3_laplace_envs.wrappers.Trial: {n_episodes: 2}``).
     - Our hyperparameter files are found without ``-conf``, and ``lin_`` schedules work for every coefficient.
     - ``PosteriorCallback`` is on for our algorithms.
     - Checkpoints hold the ``VecNormalize`` statistics. Continuing from one (``-i .../rl_model_<steps>_steps.zip``)
@@ -66,6 +68,9 @@ class LaplaceExperimentManager(ExperimentManager):
     :raises InputError: from :meth:`setup_experiment` and :meth:`hyperparameters_optimization`, if what the user asks
         for cannot be done
     """
+
+    # Keyword arguments of Trial where that is the only env_wrapper
+    _trial_kwargs: dict[str, Any] | None = None
 
     def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
         self._has_own_config = bool(kwargs.get("config"))
@@ -146,6 +151,7 @@ class LaplaceExperimentManager(ExperimentManager):
         return hyperparams
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        self._trial_kwargs = _trial_kwargs_of(hyperparams.get("env_wrapper"))
         result = super()._preprocess_hyperparams(hyperparams)
         known = [*inspect.signature(ALGOS[self.algo]).parameters, "noise_type", "noise_std"]
         for name in result[0]:
@@ -163,10 +169,16 @@ class LaplaceExperimentManager(ExperimentManager):
         monitor_dir = None if eval_env or no_log else self.save_path
 
         def vec_env_class(env_fns: list[Callable], **vec_env_kwargs: Any) -> VecEnv:
-            # Wrappers and what Monitor is asked for are applied to single environments
-            if not (self.env_wrapper or self.monitor_kwargs or vec_env_kwargs):
+            # What Monitor is asked for is applied to single environments, and so are wrappers, but for trials
+            is_wrapped = self.env_wrapper is not None and self._trial_kwargs is None
+            if not (is_wrapped or self.monitor_kwargs or vec_env_kwargs):
                 env = make_batched_vec_env(
-                    self.env_name.gym_id, len(env_fns), self.seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
+                    self.env_name.gym_id,
+                    len(env_fns),
+                    self.seed,
+                    monitor_dir=monitor_dir,
+                    env_kwargs=env_kwargs,
+                    trial_kwargs=self._trial_kwargs,
                 )
                 if env is not None:
                     return env
@@ -253,6 +265,16 @@ class LaplaceExperimentManager(ExperimentManager):
         for name in ("n_steps", "batch_size"):
             trial.set_user_attr(name, hyperparams[name])
         return hyperparams
+
+
+def _trial_kwargs_of(env_wrapper: Any) -> dict[str, Any] | None:
+    """Keyword arguments of ``Trial`` where an ``env_wrapper`` as RL Zoo takes it is that alone, else None."""
+    if isinstance(env_wrapper, list) and len(env_wrapper) == 1:
+        env_wrapper = env_wrapper[0]
+    name, kwargs = next(iter(env_wrapper.items())) if isinstance(env_wrapper, dict) else (env_wrapper, {})
+    if isinstance(name, str) and "." in name:
+        name = get_class_by_name(name)
+    return kwargs if name is Trial else None
 
 
 def _evaluated(hyperparams: dict[str, Any]) -> dict[str, Any]:
