@@ -1,18 +1,23 @@
 """Trials of several episodes in traces, the diagnosis, the report and the environments of SB3."""
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, diagnose, posterior_trace, write_report
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.plots import traces as plots
 from sb3_laplace_envs import Trial, VectorTrial
+from tests.envs.trial_oracle import ACTION_SPACES, OBSERVATION_SPACES, Anything, sample_task, set_task
 from tests.test_diagnostics import make_trace
 
 
@@ -75,6 +80,39 @@ def test_evaluate_policy_counts_trials() -> None:
     returns, lengths = evaluate_policy(agent(env), env, n_eval_episodes=8, return_episode_rewards=True)
     assert returns == lengths
     assert min(lengths) >= 3 * 8
+
+
+@pytest.mark.parametrize("observation_space", ["box", "image", "dict", "multi_discrete"])
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_training_behind_sb3s_wrappers(observation_space: str, is_batched: bool) -> None:
+    def make() -> gym.Env:
+        return Anything(OBSERVATION_SPACES[observation_space], ACTION_SPACES["box"])
+
+    kwargs: dict[str, Any] = {"n_episodes": 2, "sample_task": sample_task, "set_task": set_task}
+    env: VecEnv = DummyVecEnv([lambda: Trial(make(), **kwargs)] * 3)
+    if is_batched:
+        env = GymnasiumVecEnv(VectorTrial(SyncVectorEnv([make] * 3, autoreset_mode=AutoresetMode.DISABLED), **kwargs))
+    if observation_space != "multi_discrete":  # which SB3 does not stack
+        env = VecFrameStack(env, 2)
+    env = VecNormalize(VecMonitor(env), norm_obs=observation_space == "box")
+    policy = "LaplaceLstmPolicy" if observation_space == "box" else "LaplaceMultiInputLstmPolicy"
+    policy_kwargs: dict[str, Any] = {"lstm_hidden_size": 6, "net_arch": [8]}
+    if observation_space in ("image", "dict"):
+        # SB3's network for images takes larger ones
+        policy_kwargs |= {"normalize_images": False, "features_extractor_class": Flat}
+    model = LaplaceRecurrentPPO(policy, env, n_steps=24, batch_size=24, policy_kwargs=policy_kwargs, device="cpu")
+    model.learn(72)
+    assert len(model.ep_info_buffer or ()) > 3
+
+
+class Flat(BaseFeaturesExtractor):
+    """All that is observed, side by side."""
+
+    def __init__(self, space: spaces.Dict) -> None:
+        super().__init__(space, sum(spaces.flatdim(part) for part in space.values()))
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        return th.cat([part.float().flatten(1) for part in observations.values()], dim=1)
 
 
 def test_trials_of_one_episode() -> None:

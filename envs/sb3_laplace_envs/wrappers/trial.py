@@ -17,6 +17,9 @@ from sb3_laplace_envs.wrappers.observations import TrialObservations
 from sb3_laplace_envs.wrappers.progress import NEXT_EPISODE, Progress
 from sb3_laplace_envs.wrappers.tasks import KEYWORDS, Probe, SampleTask, TaskRule, as_array
 
+# The rows of a batch of one
+_FIRST: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+
 
 class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
@@ -230,9 +233,6 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
             elapsed = round(time.time() - self._started, 6)
             report["episode"] = {"r": total, "l": int(self._progress.steps[0]), "t": elapsed}
         return report
-
-
-_FIRST: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
 
 
 def trial_fields(
