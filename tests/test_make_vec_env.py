@@ -11,6 +11,7 @@ from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
+from sb3_laplace_envs import Trial, VectorTrial
 from tests.scripted_env import TASKS, ScriptedEnv, ScriptedVectorEnv, assert_equal
 
 # What SB3's make_vec_env says of environments without images
@@ -90,6 +91,39 @@ def test_make_vec_env_falls_back_for_what_only_single_environments_have(kwargs: 
     if "wrapper_class" in kwargs:
         assert venv.env_is_wrapped(kwargs["wrapper_class"]) == [True]
     venv.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_make_vec_env_makes_trials_of_the_batched_form(task: str) -> None:
+    """Equal to SB3's, of single environments."""
+    actual, expected = (
+        make(task, 3, seed=4, env_kwargs={"trial_length": 6}, wrapper_class=Trial, wrapper_kwargs={"n_episodes": 2})
+        for make in (make_vec_env, env_util.make_vec_env)
+    )
+    assert isinstance(actual, GymnasiumVecEnv)
+    assert isinstance(actual.env, VectorTrial)
+    assert_equal(actual.reset(), expected.reset())
+    for _ in range(30):
+        actions = np.stack([actual.action_space.sample() for _ in range(3)])
+        ours, theirs = actual.step(actions), expected.step(actions)
+        for one, other in zip(ours[:3], theirs[:3], strict=True):
+            assert_equal(one, other)
+        for done, info, other in zip(ours[2], ours[3], theirs[3], strict=True):
+            if done:
+                assert info["episode"]["r"] == other["episode"]["r"]
+                assert info["episode"]["l"] == other["episode"]["l"] == 12
+                assert_equal(info["episode_returns"], other["episode_returns"])
+                assert_equal(info["terminal_observation"], other["terminal_observation"])
+
+
+@pytest.mark.parametrize(
+    "wrapper_kwargs", [{"task_kwargs": {"concentration": [0.2, 0.3]}}, {"tasks": [np.ones(5)], "set_task": print}]
+)
+def test_make_vec_env_tells_single_environments_what_a_batch_cannot_be_told(wrapper_kwargs: dict[str, Any]) -> None:
+    venv = make_vec_env(TASKS[0], 2, wrapper_class=Trial, wrapper_kwargs={"n_episodes": 2, **wrapper_kwargs})
+    assert type(venv) is DummyVecEnv
+    with pytest.raises(ValueError, match="n_episodes or trial_steps must be given"):
+        make_vec_env(TASKS[0], 2, wrapper_class=Trial)
 
 
 @pytest.mark.parametrize(

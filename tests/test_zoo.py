@@ -147,6 +147,37 @@ def test_wrappers_of_batched_environments(workplace: Path) -> None:
     np.testing.assert_array_equal(env.reset(), again.reset())
 
 
+@pytest.mark.parametrize("name", ["wrappers.Trial", "Trial"])
+def test_trials_in_a_configuration(name: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are batched where the environment is, and read back."""
+    config = yaml.safe_load(Path(default_config("laplace_ppo_lstm", BANDIT) or "").read_text())[BANDIT]
+    config.update(env_wrapper={f"sb3_laplace_envs.{name}": {"n_episodes": 2, "step_number": True, "trial_steps": 100}})
+    Path("own.yml").write_text(yaml.safe_dump({BANDIT: config}))
+    assert train("-n", 800, "-conf", "own.yml", *SMALL) == 0
+    assert [file.name for file in RUN.glob("*.csv")] == ["0.monitor.csv"]
+    rows = (RUN / "0.monitor.csv").read_text().splitlines()[2:]
+    assert {row.split(",")[1] for row in rows} == {"100"}
+    assert train("-f", "logs", "--no-render", "-n", 200, command="enjoy") == 0
+    assert "Episode Length 100" in capsys.readouterr().out
+
+
+def test_which_wrappers_are_batched(workplace: Path) -> None:
+    manager = LaplaceExperimentManager(None, "laplace_ppo_lstm", BANDIT, "logs", seed=5)  # type: ignore[arg-type]
+    trial = "sb3_laplace_envs.wrappers.Trial"
+    for env_wrapper, expected in (
+        ([{trial: {"n_episodes": 2}}], GymnasiumVecEnv),
+        ({trial: {"n_episodes": 2, "task_kwargs": {"concentration": [0.1, 0.2]}}}, DummyVecEnv),
+        ([{trial: {"n_episodes": 2}}, "gymnasium.wrappers.NormalizeObservation"], DummyVecEnv),
+        ("gymnasium.wrappers.NormalizeObservation", DummyVecEnv),
+    ):
+        _, manager.env_wrapper, _, _ = manager._preprocess_hyperparams(
+            {"n_timesteps": 1, "policy": "LaplaceLstmPolicy", "env_wrapper": env_wrapper}
+        )
+        venv = manager.create_envs(2, no_log=True)
+        assert type(venv) is expected
+        venv.close()
+
+
 # -- reading it back ----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ Importing the package registers the tasks; it needs numpy and gymnasium, nothing
 - ``sb3_laplace/GridNavigation-v0``: find a hidden goal on a grid, then return to it again and again.
 
 ``gymnasium.make`` gives one environment, ``gymnasium.make_vec`` a batch that steps all its copies in a
-few numpy calls.
+few numpy calls. `Trial` and `VectorTrial` make meta-tasks of any other environment.
 """
 
 from gymnasium.envs.registration import register, registry
@@ -21,6 +21,7 @@ from sb3_laplace_envs.tasks.fourier_regression import (
 )
 from sb3_laplace_envs.tasks.grid_navigation import GridNavigationEnv, GridNavigationVectorEnv
 from sb3_laplace_envs.tasks.trials import TrialEnv, TrialVectorEnv
+from sb3_laplace_envs.wrappers import Trial, VectorTrial
 
 __all__ = [
     "TEST_QUERY_INTERVALS",
@@ -30,8 +31,10 @@ __all__ = [
     "FourierRegressionVectorEnv",
     "GridNavigationEnv",
     "GridNavigationVectorEnv",
+    "Trial",
     "TrialEnv",
     "TrialVectorEnv",
+    "VectorTrial",
     "fourier_basis",
 ]
 

@@ -47,6 +47,18 @@ def check_not_negative(name: str, value: object) -> float:
     return float(value)
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` as a bool.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :raises ValueError: ``value`` is no bool
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def _is_finite(value: object) -> TypeGuard[numbers.Real]:
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(float(value))
 

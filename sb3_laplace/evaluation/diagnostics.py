@@ -53,7 +53,8 @@ class Finding:
 class Diagnosis:
     """The answers to all questions about an agent.
 
-    :param findings: by name: performance, entropy, consistency, overconfidence, policy_calibration
+    :param findings: by name: performance, entropy, consistency, overconfidence, policy_calibration; and episodes, where
+        trials have several
     :param n_trials: number of complete trials that they rest on
     :param confidence_level: of the intervals
     :param settings: those of the trace
@@ -102,13 +103,13 @@ def diagnose(
     """Judge an agent's posterior by what it did in a trace.
 
     Each question has a function whose docstring defines its verdicts: :func:`judge_performance`,
-    :func:`judge_entropy`, :func:`judge_consistency`, :func:`judge_overconfidence` and
-    :func:`judge_policy_calibration`. Confidence intervals come from a bootstrap over trials, which are independent
-    (the steps of one are not); :mod:`sb3_laplace.evaluation.bootstrap` says how often they hold the truth. Only
-    complete trials of at least :data:`MIN_STEPS` steps count, and there is no verdict on fewer than
-    :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is every other
-    at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no estimate. The
-    early part of a trial is the first third of the steps after the first, the late part the last third.
+    :func:`judge_episodes` (where trials have several), :func:`judge_entropy`, :func:`judge_consistency`,
+    :func:`judge_overconfidence` and :func:`judge_policy_calibration`. Confidence intervals come from a bootstrap over
+    trials, which are independent (the steps of one are not); :mod:`sb3_laplace.evaluation.bootstrap` says how often
+    they hold the truth. Only complete trials of at least :data:`MIN_STEPS` steps count, and there is no verdict on
+    fewer than :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is
+    every other at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no
+    estimate. The early part of a trial is the first third of the steps after the first, the late part the last third.
 
     :param trace: the trace
     :param n_bootstrap: number of bootstrap resamples
@@ -122,6 +123,7 @@ def diagnose(
     data = Trials(trace, Bootstrap(n_bootstrap, confidence_level, seed))
     judges = {
         "performance": judge_performance,
+        **({"episodes": judge_episodes} if trace.returns_by_episode.shape[1] > 1 else {}),
         "entropy": judge_entropy,
         "consistency": judge_consistency,
         "overconfidence": judge_overconfidence,
@@ -209,13 +211,43 @@ def judge_performance(data: Trials) -> Finding:
         f"{name}_per_step_late": data.average(late),
         "change": data.average(late - early),
     }
-    sign = -1.0 if has_regret else 1.0
+    return _improvement(question, numbers, f"The {name} per step", "within a trial", -1.0 if has_regret else 1.0)
+
+
+def judge_episodes(data: Trials) -> Finding:
+    """Does the agent do better in the later episodes of a trial than in the first?
+
+    Of trials with several episodes: ``first_episode`` and ``last_episode`` are their average returns, ``change`` is the
+    last less the first. Verdicts as for :func:`judge_performance`.
+    """
+    question = "Does it do better in later episodes?"
+    returns = data.get(data.trace.returns_by_episode)
+    n_episodes = np.isfinite(returns).sum(1)
+    several = n_episodes > 1
+    if not data.enough or several.sum() < MIN_TRIALS:
+        return data.no_verdict(question)
+    returns, weights = np.where(several[:, None], returns, 0.0), several.astype(np.float64)
+    first, last = returns[:, 0], returns[np.arange(len(returns)), np.where(several, n_episodes - 1, 0)]
+    numbers = {
+        "first_episode": data.ratio(first, weights),
+        "last_episode": data.ratio(last, weights),
+        "change": data.ratio(last - first, weights),
+    }
+    return _improvement(question, numbers, "The return", "from the first episode to the last")
+
+
+def _improvement(question: str, numbers: dict[str, Estimate], what: str, where: str, sign: float = 1.0) -> Finding:
+    """Whether something improves, by the first of the numbers, how it is early, and their ``change``.
+
+    :param sign: -1 for what is better when it is lower
+    """
+    early, change = next(iter(numbers.values())), numbers["change"]
     # The ends of the interval as improvements
-    least, most = sorted((sign * numbers["change"].low, sign * numbers["change"].high))
+    least, most = sorted((sign * change.low, sign * change.high))
     if least > 0:
-        return Finding(question, "yes", numbers, f"The {name} per step improves within a trial.")
-    if most <= 0.1 * abs(early.mean()):
-        return Finding(question, "no", numbers, f"The {name} per step does not improve within a trial.")
+        return Finding(question, "yes", numbers, f"{what} improves {where}.")
+    if most <= 0.1 * abs(early.value):
+        return Finding(question, "no", numbers, f"{what} does not improve {where}.")
     return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
 
 

@@ -69,6 +69,8 @@ class TraceRecorder:
         self._player = player
         self._store = TrialStore(n_trials)
         self._rng = np.random.default_rng(0)
+        # By trial, what the environment said of its episodes
+        self._episode_returns: dict[int, np.ndarray] = {}
         self._gram: th.Tensor | None = None
         self._previous: Gaussian | None = None
         #: What turns actions into the units of targets; None as long as no target was reported
@@ -102,6 +104,7 @@ class TraceRecorder:
         columns["reward"] = played.rewards
         columns.update({METRICS + name: array for name, array in metrics.items()})
         counts = played.counts
+        self._keep_episodes(played)
         self._keep_examples(played.step.posterior, played.rows, counts)
         self._store.add(played.rows[counts], {name: array[counts] for name, array in columns.items()})
 
@@ -185,6 +188,13 @@ class TraceRecorder:
                     metrics.setdefault(str(key), np.full(n_envs, np.nan))[i] = value
         return metrics
 
+    def _keep_episodes(self, played: Played) -> None:
+        """Keep the returns of the episodes within the trials that ended, where the environment reports them."""
+        for i in np.flatnonzero(played.ended):
+            info = played.infos[i]
+            if "episode_returns" in info:
+                self._episode_returns[int(played.rows[i])] = info["episode_returns"][: info["episodes_ended"]]
+
     # -- example trials ---------------------------------------------------------------------------------
 
     def _keep_examples(self, step: PosteriorStep, rows: np.ndarray, counts: np.ndarray) -> None:
@@ -208,11 +218,21 @@ class TraceRecorder:
         """Number of trials recorded, if only in part."""
         return int((self._store.lengths > 0).sum())
 
+    def _returns_by_episode(self, trials: np.ndarray) -> np.ndarray | None:
+        """Returns of the episodes of some trials, NaN where there was none; None if no trial has any."""
+        if not self._episode_returns:
+            return None
+        returns = np.full((len(trials), max(1, *map(len, self._episode_returns.values()))), np.nan)
+        for row, trial in enumerate(trials.tolist()):
+            episodes = self._episode_returns.get(trial, ())
+            returns[row, : len(episodes)] = episodes
+        return returns
+
     def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[np.ndarray, ...] | None]:
         """What was recorded.
 
-        :return: ``lengths``, ``complete``, ``returns``, ``episode_lengths`` and ``COLUMNS`` by name; the
-            environment's metrics by name; and the fields of
+        :return: ``lengths``, ``complete``, ``returns``, ``episode_lengths``, ``returns_by_episode`` (if any) and
+            ``COLUMNS`` by name; the environment's metrics by name; and the fields of
             :class:`~sb3_laplace.evaluation.traces.ExampleTrials`, None without examples
         """
         columns, kept = self._store.result()
@@ -225,6 +245,9 @@ class TraceRecorder:
             "episode_lengths": player.episode_lengths[kept],
             **{name: columns[name] for name in COLUMNS},
         }
+        by_episode = self._returns_by_episode(kept)
+        if by_episode is not None:
+            own["returns_by_episode"] = by_episode
         metrics = {name.removeprefix(METRICS): columns[name] for name in sorted(columns) if name.startswith(METRICS)}
         if not self._example_means:
             return own, metrics, None

@@ -93,6 +93,9 @@ class PosteriorTrace:
         show to the agent, shape (n_trials,); by default :attr:`lengths`
     :param episode_start: 1 where the agent's memory started afresh: at each trial's first step, and after an end that
         a wrapper above Monitor made up (a life lost); by default at the first steps only
+    :param returns_by_episode: return of each episode within a trial where the environment plays several
+        (:class:`~sb3_laplace_envs.Trial`), shape (n_trials, n_episodes), float64; NaN where there was none, and for one
+        that the trial's end cut short. By default trials are episodes: :attr:`returns`, (n_trials, 1).
     """
 
     lengths: np.ndarray
@@ -115,10 +118,13 @@ class PosteriorTrace:
     returns: np.ndarray = None  # type: ignore[assignment]
     episode_lengths: np.ndarray = None  # type: ignore[assignment]
     episode_start: np.ndarray = None  # type: ignore[assignment]
+    returns_by_episode: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.returns is None:
             self.returns = self.totals(self.reward)
+        if self.returns_by_episode is None:
+            self.returns_by_episode = self.returns[:, np.newaxis]
         if self.episode_lengths is None:
             self.episode_lengths = self.lengths
         if self.episode_start is None:
@@ -204,7 +210,8 @@ class PosteriorTrace:
 
         :param path: the file
         """
-        arrays = {name: getattr(self, name) for name in ("lengths", "complete", "returns", "episode_lengths")}
+        names = ("lengths", "complete", "returns", "episode_lengths", "returns_by_episode")
+        arrays = {name: getattr(self, name) for name in names}
         arrays.update(self.columns())
         if self.examples is not None:
             arrays.update({f"examples/{name}": array for name, array in self.examples._asdict().items()})
@@ -229,6 +236,8 @@ class PosteriorTrace:
                 raise ValueError(f"it has format {header['format']!r}, this version reads {readable}")
             names = ["lengths", "complete", *COLUMNS, *_DERIVED[:2]]
             own = {name: arrays[name] for name in names if header["format"] > 1 or name not in _DERIVED}
+            # Written since there are trials of several episodes
+            own["returns_by_episode"] = arrays.get("returns_by_episode")
             examples = None
             if "examples/trials" in arrays:
                 examples = ExampleTrials(*(arrays[f"examples/{name}"] for name in ExampleTrials._fields))

@@ -46,6 +46,11 @@ _PLOTS = (
         "What the agent loses against always acting best, summed from the trial's start (flat once it has learned its "
         "task); the reward of each step where no regret is known.",
     ),
+    (
+        "episodes",
+        "Return by episode",
+        "The return of each episode of a trial. An agent that has found out its task does better in later ones.",
+    ),
     ("entropy", "Entropy", "How wide the belief is. A Markov posterior's entropy can only fall."),
     (
         "kl_mean",
@@ -157,16 +162,20 @@ def _verdicts(diagnoses: Mapping[str, Diagnosis]) -> str:
         f"<th>{html.escape(name)}</th>" for name in ("Question", *(names if len(names) > 1 else ("Verdict",)))
     )
     rows = []
-    for key, finding in first.findings.items():
+    # Only trials of several episodes are asked about them
+    questions = {key: finding.question for one in diagnoses.values() for key, finding in one.findings.items()}
+    for key, question in questions.items():
         cells = "".join(f"<td>{_verdict(diagnoses[name], key)}</td>" for name in names)
-        rows.append(f"<tr><td>{html.escape(finding.question)}</td>{cells}</tr>")
+        rows.append(f"<tr><td>{html.escape(question)}</td>{cells}</tr>")
     level = f"{100 * first.confidence_level:g}%"
     note = f"In brackets: {level} confidence intervals (bootstrap over trials)."
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div><p class="numbers">{note}</p>'
 
 
 def _verdict(diagnosis: Diagnosis, key: str) -> str:
-    finding = diagnosis.findings[key]
+    finding = diagnosis.findings.get(key)
+    if finding is None:
+        return ""
     kind = "good" if finding.verdict in _GOOD else "bad" if finding.verdict in _BAD else ""
     numbers = "<br>".join(
         f"<span>{html.escape(name.replace('_', ' '))}:&nbsp;</span><span>{number}</span>"

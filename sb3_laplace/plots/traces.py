@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator
 
 from sb3_laplace.evaluation.diagnostics import reliability_bins
 from sb3_laplace.evaluation.traces import PosteriorTrace
@@ -100,7 +101,12 @@ def mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _curves(
-    traces: Traces, values_of: Callable[[PosteriorTrace], np.ndarray | None], label: str, log: bool = False
+    traces: Traces,
+    values_of: Callable[[PosteriorTrace], np.ndarray | None],
+    label: str,
+    log: bool = False,
+    x_label: str = "step of the trial",
+    marker: str | None = None,
 ) -> Figure | None:
     """One curve for each agent, with a band for the middle half of its trials; None if there is nothing to draw."""
     figure, (axes,) = new_figure()
@@ -110,10 +116,10 @@ def _curves(
         if values is None or not np.isfinite(values).any() or (log and not np.nanmax(values) > 0):
             continue
         steps, mean, low, high = mean_and_spread(values)
-        axes.plot(steps, mean, color=color, label=name)
+        axes.plot(steps, mean, color=color, label=name, marker=marker)
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         drawn = True
-    axes.set(xlabel="step of the trial", ylabel=label)
+    axes.set(xlabel=x_label, ylabel=label)
     if log:
         set_log(axes)
     else:
@@ -159,6 +165,18 @@ def performance(traces: Traces) -> Figure | None:
     if all(trace.regret is not None for trace in traces.values()):
         return _curves(traces, lambda trace: np.cumsum(trace.metrics["regret"], axis=1), "cumulative regret")
     return _curves(traces, lambda trace: trace.reward, "reward")
+
+
+def episodes(traces: Traces) -> Figure | None:
+    """Return by episode, where a trial has several."""
+    if all(trace.returns_by_episode.shape[1] == 1 for trace in traces.values()):
+        return None
+    figure = _curves(
+        traces, lambda trace: trace.returns_by_episode, "return", x_label="episode of the trial", marker="o"
+    )
+    if figure is not None:
+        figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def action_entropy(traces: Traces) -> Figure | None:

@@ -11,6 +11,7 @@ from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_laplace.vec_env.gymnasium_vec_env import GymnasiumVecEnv
+from sb3_laplace_envs.wrappers import Trial, VectorTrial
 
 
 def make_vec_env(
@@ -32,8 +33,9 @@ def make_vec_env(
     The batched form (:class:`GymnasiumVecEnv`) is used if ``env_id`` is registered with a
     ``vector_entry_point`` that takes ``env_kwargs`` and costs no ignored steps (no ``NEXT_STEP`` autoreset),
     and nothing is asked of single environments: no ``wrapper_class``, ``vec_env_cls``, ``vec_env_kwargs`` or
-    ``monitor_kwargs``. It writes one file into ``monitor_dir``, ``start_index``.monitor.csv, for all
-    environments. Otherwise SB3's ``make_vec_env`` is called.
+    ``monitor_kwargs``. (The wrapper ``Trial`` has a batched form of its own, which is used where the batch can be
+    told its tasks, and no ``set_task`` for single environments is given.) It writes one file into ``monitor_dir``,
+    ``start_index``.monitor.csv, for all environments. Otherwise SB3's ``make_vec_env`` is called.
 
     :param env_id: the env ID, the env class or a callable returning an env
     :param n_envs: the number of environments
@@ -52,8 +54,11 @@ def make_vec_env(
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}")
-    if isinstance(env_id, str) and not (wrapper_class or vec_env_cls or vec_env_kwargs or monitor_kwargs):
-        venv = make_batched_vec_env(env_id, n_envs, seed, start_index, monitor_dir, env_kwargs)
+    is_trial = wrapper_class is Trial
+    needs_single = (wrapper_class and not is_trial) or vec_env_cls or vec_env_kwargs or monitor_kwargs
+    if isinstance(env_id, str) and not needs_single:
+        trial_kwargs = (wrapper_kwargs or {}) if is_trial else None
+        venv = make_batched_vec_env(env_id, n_envs, seed, start_index, monitor_dir, env_kwargs, trial_kwargs)
         if venv is not None:
             return venv
     return env_util.make_vec_env(
@@ -78,13 +83,17 @@ def make_batched_vec_env(
     start_index: int = 0,
     monitor_dir: str | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    trial_kwargs: dict[str, Any] | None = None,
 ) -> GymnasiumVecEnv | None:
     """
     The batched form of :func:`make_vec_env`, whose parameters these are.
 
+    :param trial_kwargs: keyword arguments of ``VectorTrial``, None for the environment as it is
     :return: The environment, None where the id has no batched form that does all that single ones would
     """
     env = _make_batched(env_id, n_envs, env_kwargs or {})
+    if env is not None and trial_kwargs is not None:
+        env = _make_trials(env, trial_kwargs)
     if env is None:
         return None
     venv = GymnasiumVecEnv(env, filename=None if monitor_dir is None else os.path.join(monitor_dir, str(start_index)))
@@ -112,4 +121,17 @@ def _make_batched(env_id: str, n_envs: int, env_kwargs: dict[str, Any]) -> Vecto
             return env
         env.close()
         break
+    return None
+
+
+def _make_trials(env: VectorEnv, trial_kwargs: dict[str, Any]) -> VectorEnv | None:
+    """Trials of a batch, None where only single environments can be told their tasks that way."""
+    # Written for ``Trial``, it takes a single environment and its task
+    if trial_kwargs.get("set_task") is None:
+        try:
+            return VectorTrial(env, **trial_kwargs)
+        except ValueError:
+            # What is wrong for single environments too, those will say
+            pass
+    env.close()
     return None

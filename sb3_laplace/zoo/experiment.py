@@ -21,7 +21,7 @@ from gymnasium.error import Error as GymnasiumError
 from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, get_class_by_name
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
@@ -37,6 +37,7 @@ from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
+from sb3_laplace_envs.wrappers import Trial
 
 # RL Zoo evaluates the policy_kwargs of a configuration with the names of its own module, of which nn is one
 exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
@@ -70,7 +71,8 @@ _OPTIONS = {
 class LaplaceExperimentManager(ExperimentManager):
     """RL Zoo's experiment manager, as ``sb3-laplace train`` and ``tune`` use it.
 
-    - Environments are made in their batched form where they have one that does what is asked for.
+    - Environments are made in their batched form where they have one that does what is asked for, also as trials
+      (``env_wrapper: sb3_laplace_envs.wrappers.Trial: {n_episodes: 2}``).
     - Our hyperparameter files are found without ``-conf``, and ``lin_`` schedules work for every coefficient.
     - ``PosteriorCallback`` is on for our algorithms.
     - Checkpoints hold the ``VecNormalize`` statistics. Continuing from one (``-i .../rl_model_<steps>_steps.zip``)
@@ -82,6 +84,9 @@ class LaplaceExperimentManager(ExperimentManager):
     :raises InputError: from :meth:`setup_experiment`, :meth:`learn`, :meth:`save_trained_model` and
         :meth:`hyperparameters_optimization`, if what the user asks for cannot be done
     """
+
+    # Keyword arguments of Trial where that is the only env_wrapper
+    _trial_kwargs: dict[str, Any] | None = None
 
     def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *others: Any, **kwargs: Any) -> None:
         self._has_own_config = bool(kwargs.get("config"))
@@ -242,6 +247,7 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         check_run(hyperparams, self._asked_timesteps, self._source)
+        self._trial_kwargs = _trial_kwargs_of(hyperparams.get("env_wrapper"))
         result = super()._preprocess_hyperparams(hyperparams)
         if not self._eval_env_kwargs_args:
             # RL Zoo leaves those of a configuration out of the evaluation
@@ -259,10 +265,16 @@ class LaplaceExperimentManager(ExperimentManager):
         monitor_dir = None if eval_env or no_log else self.save_path
 
         def vec_env_class(env_fns: list[Callable], **vec_env_kwargs: Any) -> VecEnv:
-            # Wrappers and what Monitor is asked for are applied to single environments
-            if not (self.env_wrapper or self.monitor_kwargs or vec_env_kwargs):
+            # What Monitor is asked for is applied to single environments, and so are wrappers, but for trials
+            is_wrapped = self.env_wrapper is not None and self._trial_kwargs is None
+            if not (is_wrapped or self.monitor_kwargs or vec_env_kwargs):
                 env = make_batched_vec_env(
-                    self.env_name.gym_id, len(env_fns), self.seed, monitor_dir=monitor_dir, env_kwargs=env_kwargs
+                    self.env_name.gym_id,
+                    len(env_fns),
+                    self.seed,
+                    monitor_dir=monitor_dir,
+                    env_kwargs=env_kwargs,
+                    trial_kwargs=self._trial_kwargs,
                 )
                 if env is not None:
                     return env
@@ -386,6 +398,16 @@ def _policy_name(model: BaseAlgorithm) -> str:
     policy = type(model.policy)
     names = [name for name, one in model.policy_aliases.items() if one is policy]
     return names[0] if names else f"{policy.__module__}.{policy.__qualname__}"
+
+
+def _trial_kwargs_of(env_wrapper: Any) -> dict[str, Any] | None:
+    """Keyword arguments of ``Trial`` where an ``env_wrapper`` as RL Zoo takes it is that alone, else None."""
+    if isinstance(env_wrapper, list) and len(env_wrapper) == 1:
+        env_wrapper = env_wrapper[0]
+    name, kwargs = next(iter(env_wrapper.items())) if isinstance(env_wrapper, dict) else (env_wrapper, {})
+    if isinstance(name, str) and "." in name:
+        name = get_class_by_name(name)
+    return kwargs if name is Trial else None
 
 
 def _evaluated(hyperparams: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_array, check_integer
+from sb3_laplace_envs.wrappers.fields import TrialFields
 
 Observations = NDArray[np.float32]
 Infos = dict[str, Any]
@@ -66,11 +67,11 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         self.num_envs = check_integer("num_envs", num_envs, 1)
         self.trial_length = check_integer("trial_length", trial_length, 1)
 
-        # How an action looks in an observation: one-hot where actions are discrete.
-        encoded = action_space if isinstance(action_space, spaces.Box) else spaces.Box(0.0, 1.0, (int(action_space.n),))
+        self._fields = TrialFields(
+            self.num_envs, action_space, reward_range=reward_range, episode_start=False, trial_start=True
+        )
         self.single_observation_space = spaces.Box(
-            np.concatenate([shown.low, encoded.low, [reward_range[0], 0.0]]).astype(np.float32),
-            np.concatenate([shown.high, encoded.high, [reward_range[1], 1.0]]).astype(np.float32),
+            np.concatenate([shown.low, self._fields.low]), np.concatenate([shown.high, self._fields.high])
         )
         self.single_action_space: spaces.Discrete | spaces.Box = action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -201,11 +202,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
 
         observations = np.zeros(self._observations.shape, dtype=np.float32)
         self._show(observations[:, : self._n_shown])
-        if isinstance(self.single_action_space, spaces.Discrete):
-            observations[self._rows, self._n_shown + actions] = 1.0
-        else:
-            observations[:, self._n_shown : -2] = actions
-        observations[:, -2] = rewards
+        self._fields.write_step(observations[:, self._n_shown :], actions, rewards)
         return observations, rewards, self._elapsed == self.trial_length, metrics
 
     def _begin_trials(self, indices: NDArray[np.int64], observations: Observations) -> None:
@@ -217,8 +214,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         self._task[indices[drawn]] = tasks[drawn]
         self._elapsed[indices] = 0
         self._start_trials(indices)
-        observations[indices] = 0.0
-        observations[indices, -1] = 1.0
+        observations[indices, : self._n_shown] = 0.0
+        self._fields.write_trial_starts(observations[:, self._n_shown :], indices)
         self._show(observations[:, : self._n_shown])
 
     def _check_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
