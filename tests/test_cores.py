@@ -224,3 +224,38 @@ def test_keywords_that_a_core_takes() -> None:
     assert make_policy(rnn_type=LeakyCore, lstm_kwargs={"bias": False}).lstm_actor.of_input.bias is None
     assert not make_policy(rnn_type="rnn", lstm_kwargs={"bias": False, "nonlinearity": "tanh"}).lstm_actor.bias
     assert type(make_policy().lstm_actor) is LSTM
+
+
+class EchoCore(Core):
+    """Fixed random weights and a count of steps: no parameters, and a state that is no floating point number."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
+        super().__init__()
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.register_buffer("weights", th.randn(input_size + hidden_size, hidden_size))
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.num_layers, self.hidden_size), (1,))
+
+    def initial_state(self, n: int) -> CoreState:
+        hidden, _ = super().initial_state(n)
+        return hidden, th.zeros(1, n, dtype=th.long)
+
+    def step(self, inputs: th.Tensor, state: CoreState) -> CoreState:
+        hidden, count = state
+        updated = (th.cat((inputs, hidden[-1]), 1) @ self.weights).tanh() / (1 + count[0]).sqrt().unsqueeze(1)
+        return updated.expand(self.num_layers, -1, -1), count + 1
+
+
+def test_a_core_without_parameters_that_counts() -> None:
+    kwargs = {"rnn_type": EchoCore, "lstm_hidden_size": 8}
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", "CartPole-v1", n_steps=16, batch_size=16, policy_kwargs=kwargs)
+    model.learn(48)
+    assert model._last_lstm_states.pi.core[1].dtype == th.long
+
+
+def test_several_layers_need_a_jacobian_of_their_own() -> None:
+    policy = make_policy(rnn_type=EchoCore, n_lstm_layers=2)
+    with pytest.raises(NotImplementedError, match=r"EchoCore has 2 layers: it has to override jacobian\(\)"):
+        policy.act(th.rand(2, 4), policy.initial_states(2), th.zeros(2))

@@ -11,13 +11,12 @@ import pytest
 
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.diagnostics import (
-    MIN_TRIALS,
     NOT_APPLICABLE,
-    NOT_ENOUGH_DATA,
     UNDECIDED,
     Diagnosis,
     diagnose,
 )
+from sb3_laplace.evaluation.findings import MIN_TRIALS, NOT_ENOUGH_DATA
 from sb3_laplace.evaluation.trace_recorder import COLUMNS
 from sb3_laplace.evaluation.traces import PosteriorTrace
 

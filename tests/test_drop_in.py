@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, make_vec_env, posterior_trace
 from tests.helpers import RandomEnv, make_policy
 from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, random_vec_env, small_model
 
@@ -169,6 +169,39 @@ def test_number_of_samples_changed_inside_a_rollout() -> None:
     model.learn(36)
 
 
+def test_samples_under_gsde() -> None:
+    env = random_vec_env(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32))
+    model = small_model(env, use_sde=True)
+    model.policy.n_posterior_samples = 3
+    with pytest.raises(ValueError, match=r"use_sde=True \(gSDE\) takes n_posterior_samples <= 1, got 3"):
+        model.learn(36)
+
+
+def test_the_training_environment_played_by_a_callback() -> None:
+    def play(callback: BaseCallback) -> None:
+        posterior_trace(callback.model, callback.training_env, n_trials=1)
+
+    with pytest.raises(ValueError, match="The training environment was reset or played inside learn"):
+        small_model().learn(36, callback=DuringRollout(play, 5))
+
+    class AtTheEnd(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            play(self)
+
+    with pytest.raises(ValueError, match="The training environment was reset or played inside learn"):
+        small_model().learn(72, callback=AtTheEnd())
+
+
+def test_a_coefficient_set_to_none() -> None:
+    model = small_model()
+    model.kl_coef = None
+    with pytest.raises(ValueError, match="kl_coef must be a finite number >= 0, got None"):
+        model.learn(36)
+
+
 # -- policies -------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +276,7 @@ def test_override_of_extract_features_with_separate_extractors(share: bool) -> N
         th.testing.assert_close(features, th.full((1, 4), 2.0))
 
 
-@pytest.mark.parametrize("name", ["forward", "evaluate_actions", "_process_sequence"])
+@pytest.mark.parametrize("name", ["forward", "evaluate_actions", "_predict", "_process_sequence"])
 def test_overrides_that_would_never_be_called(name: str) -> None:
     policy_class = type("Own", (LaplaceLstmPolicy,), {name: lambda self, *args: None, "__module__": "mine"})
     with pytest.raises(ValueError, match=rf"Own\.{name} would never be called: LaplaceRecurrentPPO "):

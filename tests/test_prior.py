@@ -119,6 +119,11 @@ def test_saved_with_the_model(tmp_path: Path) -> None:
         assert (layer.prior_std, layer.noise_std) == (STD, 2.0)
         th.testing.assert_close(layer.prior_mean, th.tensor(MEAN))
         assert {"latent_layer.prior_mean", "latent_layer.prior_precision"} <= set(loaded.policy.state_dict())
+    others = {"prior_std": [1.0, 2.0, 3.0], "prior_mean": 0.0}
+    for changed in (others, {"prior_std": 0.5}):
+        layer = LaplaceRecurrentPPO.from_recurrent_ppo(model, posterior_kwargs=changed).policy.latent_layer
+        th.testing.assert_close(layer.prior(1).stddev[0], th.as_tensor(changed["prior_std"]).expand(3).float())
+        assert (layer.prior_mean == 0).all()
     converted = LaplaceRecurrentPPO.from_recurrent_ppo(model)
     assert (converted.policy.latent_layer.prior_std, converted.policy.latent_layer.noise_std) == (STD, 2.0)
 
@@ -126,8 +131,10 @@ def test_saved_with_the_model(tmp_path: Path) -> None:
 def test_set_afterwards_and_saved(tmp_path: Path) -> None:
     model = small_model(policy_kwargs={"latent_dim": 3})
     assert not any("prior" in name for name in model.policy.state_dict())
+    model.policy.latent_layer.set_prior(std=0.5)
+    model.save(tmp_path / "model")
+    assert LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu").policy.latent_layer.prior_std == 0.5
     model.policy.latent_layer.set_prior(MEAN, STD)
-    model.set_posterior_settings(prior_mean=MEAN, prior_std=STD)
     model.save(tmp_path / "model")
     loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu")
     th.testing.assert_close(loaded.policy.latent_layer.prior(1).stddev, th.tensor([STD]))
@@ -155,6 +162,7 @@ def test_ratio_is_one(kind: str) -> None:
         ({"prior_std": [1.0, np.nan, 2.0]}, "prior_std must be a positive finite number or 3 of them"),
         ({"prior_mean": [1.0, 2.0]}, r"prior_mean must be a finite number or 3 of them, got \[1.0, 2.0\]"),
         ({"prior_mean": np.inf}, "prior_mean must be a finite number or 3 of them, got inf"),
+        ({"prior_mean": True}, "prior_mean must be a finite number or 3 of them, got True"),
         ({"prior_mean": "0"}, "prior_mean must be a finite number or 3 of them, got '0'"),
     ],
 )

@@ -145,12 +145,39 @@ def test_arrays_come_back(dtype: Any, shape: tuple[int, ...]) -> None:
 
 
 def test_schedules_of_ones_own_become_numbers(tmp_path: Path) -> None:
-    model = small_model(learning_rate=lambda progress: 0.01 * progress, target_coef=lambda progress: 0.0)
-    model.save(tmp_path / "model")
-    with pytest.warns(UserWarning, match="learning_rate, target_coef were functions; they are now the values they had"):
-        loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu", weights_only=True)
-    assert loaded.learning_rate == 0.01
-    assert loaded.target_coef == 0.0
+    """At any progress: one that has come to 0 is still a schedule, and not a number that would be refused."""
+    model = small_model(
+        learning_rate=lambda progress: 0.01 * progress,
+        policy_coef=lambda progress: progress,
+        kl_coef=lambda progress: progress,
+        clip_range_vf=lambda progress: 0.2 * progress,
+    )
+    for expected in (1.0, 0.0):
+        model.save(tmp_path / "model")
+        with pytest.warns(UserWarning, match="learning_rate, .*policy_coef were functions; they are now the values"):
+            loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu", weights_only=True)
+        assert loaded.lr_schedule(0.5) == pytest.approx(0.01 * expected)
+        assert loaded.policy_coef(0.5) == pytest.approx(expected)
+        model.learn(36)
+
+
+def test_a_subclass_with_a_constructor_of_its_own(tmp_path: Path) -> None:
+    class Own(LaplaceRecurrentPPO):
+        def __init__(self, *args: Any, bonus: float = 3.0, **kwargs: Any) -> None:
+            self.bonus = bonus
+            super().__init__(*args, **kwargs)
+
+    class Forgetful(LaplaceRecurrentPPO):
+        def __init__(self, *args: Any, bonus: float = 3.0, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    Own("LaplaceLstmPolicy", random_vec_env(), n_steps=8, bonus=5.0).save(tmp_path / "own")
+    loaded = Own.load(tmp_path / "own", device="cpu", weights_only=True)
+    assert (loaded.bonus, loaded.n_steps) == (5.0, 8)
+    Forgetful("LaplaceLstmPolicy", random_vec_env(), n_steps=8).save(tmp_path / "forgetful")
+    assert Forgetful.load(tmp_path / "forgetful", device="cpu").n_steps == 8
+    with pytest.raises(ValueError, match=r"bonus \(the model has no attribute of this name\)"):
+        Forgetful.load(tmp_path / "forgetful", device="cpu", weights_only=True)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
@@ -266,6 +293,48 @@ def test_settings_name_attributes_of_the_model_only(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"settings that this version does not know: \['_setup_model'\]"):
         LaplaceRecurrentPPO.load(rewritten(path, poison), device="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        {"format": 1},
+        {"format": 1, "settings": {}, "missing": [], "approximated": []},
+        {"format": 1, "settings": None, "missing": [], "approximated": []},
+        {"format": 2, "settings": {}, "missing": [], "approximated": []},
+        ("policy", 3),
+        ("policy_kwargs", None),
+        ("observation_space", None),
+        ("action_space", {"space": ["Box", 3]}),
+        ("clip_range", {"schedule": ["LinearSchedule"]}),
+        ("posterior_settings", []),
+        ("n_envs", {"class": ["a"]}),
+    ],
+)
+def test_damaged_settings_are_one_clear_error(document: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    small_model().save(path)
+
+    def damage(name: str, old: bytes) -> bytes:
+        if name != MEMBER:
+            return old
+        if not isinstance(document, tuple):
+            return json.dumps(document).encode()
+        damaged = json.loads(old)
+        damaged["settings"][document[0]] = document[1]
+        return json.dumps(damaged).encode()
+
+    with pytest.raises(ValueError, match="settings"):
+        LaplaceRecurrentPPO.load(rewritten(path, damage), device="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("content", [b"no zip", b""])
+def test_what_is_no_zip(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no settings of this version"):
+        LaplaceRecurrentPPO.load(tmp_path / "model.zip", weights_only=True)
 
 
 def test_known_classes_are_what_they_should_be() -> None:

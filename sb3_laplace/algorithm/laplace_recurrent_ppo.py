@@ -227,8 +227,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             use_sde=self.use_sde,
             **self._complete_policy_kwargs(),
         ).to(self.device)
-        if isinstance(self.policy._own_parameters["posterior"], str):
-            self.posterior_settings = {"prior_std": self.policy.latent_layer.prior_std, **self.posterior_settings}
+        self._settle_prior()
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
         for term in self.loss_terms:

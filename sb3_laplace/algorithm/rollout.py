@@ -15,6 +15,11 @@ from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies import LaplaceLstmPolicy
 from sb3_laplace.policies.types import RecurrentStates
 
+_PLAYED = (
+    "The training environment was reset or played inside learn(), by a callback, so that the rollout cannot go on. "
+    "Give the callback an environment of its own."
+)
+
 
 class PosteriorRollouts(RecurrentPPO):
     """RecurrentPPO whose rollouts act on a posterior, and store what the terms of the loss need of every step."""
@@ -40,7 +45,8 @@ class PosteriorRollouts(RecurrentPPO):
         :raises ValueError: if an observation holds NaN, a reward or a value is not finite, or K changes meanwhile
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
-        assert self._last_obs is not None, "No previous observation was provided"
+        if self._last_obs is None:
+            raise ValueError(_PLAYED)
         assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
@@ -53,6 +59,8 @@ class PosteriorRollouts(RecurrentPPO):
             term.begin_rollout(env)
         stored_terms = [term for term in self.loss_terms if term.is_stored]
         n_samples = self.policy.n_posterior_samples
+        if self.use_sde and n_samples > 1:
+            raise ValueError(f"use_sde=True (gSDE) takes n_posterior_samples <= 1, got {n_samples!r}.")
         check_no_nan(self._last_obs)
 
         for n_steps in range(n_rollout_steps):
@@ -73,6 +81,8 @@ class PosteriorRollouts(RecurrentPPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
+            if self._last_obs is None:
+                raise ValueError(_PLAYED)
             check_step(new_obs, rewards, dones, infos, n_steps)
             if self.policy.n_posterior_samples != n_samples:
                 raise ValueError(

@@ -39,6 +39,15 @@ class SavedPPO(PosteriorRollouts):
             kwargs["posterior_kwargs"] = {**(kwargs.get("posterior_kwargs") or {}), **self.posterior_settings}
         return kwargs
 
+    def _settle_prior(self) -> None:
+        """Record the prior that the latent layer has, which :meth:`LatentPosterior.set_prior` may have changed."""
+        layer = self.policy.latent_layer
+        if isinstance(self.policy._own_parameters["posterior"], str):
+            settings = {"prior_std": layer.prior_std}
+            if bool((layer.prior_mean != 0).any()):
+                settings["prior_mean"] = layer.prior_mean.tolist()
+            self.set_posterior_settings(**settings)
+
     def set_posterior_settings(self, **settings: Any) -> None:
         """Record what calibration has found, to be saved with the model. The latent layer itself is not changed.
 
@@ -87,6 +96,7 @@ class SavedPPO(PosteriorRollouts):
         """
         if self.env is not None and self._last_obs is not None:
             self.was_normalized = self.get_vec_normalize_env() is not None
+        self._settle_prior()
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
         settings.add_to_zip(buffer, self)
@@ -117,7 +127,8 @@ class SavedPPO(PosteriorRollouts):
         :param force_reset: reset the environment before training goes on
         :param weights_only: build the model of the plain settings and the tensors in the file alone. Anything else in
             it is refused or not looked at, so that a file of unknown origin can be opened. A schedule that is a
-            function of one's own is the value it had when the model was saved.
+            function of one's own is the value it had when the model was saved; ``verbose`` and ``tensorboard_log`` are
+            the reader's to give.
         :param kwargs: arguments of the constructor that take the place of those in the file
         :raises ValueError: with ``weights_only``, if the file does not hold plain settings
         """

@@ -2,7 +2,8 @@
 
 SB3 saves what is no tensor by pickling it, and unpickling runs whatever the file says. Beside that, our zips hold
 ``sb3_laplace.json``: the arguments of the algorithm, its spaces and its counters, made of numbers, text, lists and the
-names of a few known classes. Anything else is refused, when it is read as when it is written.
+names of a few known classes. Anything else is refused, when it is read as when it is written. (What a file may ask for
+is memory: sizes are not bounded.)
 """
 
 import inspect
@@ -60,6 +61,18 @@ _SCHEDULES: dict[type, tuple[str, ...]] = {
     ConstantSchedule: ("val",),
 }
 _SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)
+
+
+# What the file holds, and of which kind some settings have to be
+_DOCUMENT = ("format", "settings", "missing", "approximated")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "observation_space": _SPACES,
+    "action_space": _SPACES,
+    "policy": type,
+    "policy_kwargs": dict,
+    "posterior_settings": dict,
+    "n_envs": int,
+}
 
 
 class NotPlainError(ValueError):
@@ -188,9 +201,21 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _names_of(algorithm: type[BaseAlgorithm]) -> list[str]:
-    """What settings hold: arguments of the constructor, and attributes beside them."""
-    arguments = [name for name in inspect.signature(algorithm).parameters if name not in _NOT_SETTINGS]
-    return [*arguments, *_STATE, *_OWN_STATE, "observation_space", "action_space", "policy"]
+    """What settings hold: arguments of the constructor, and attributes beside them.
+
+    A subclass may have a constructor that passes on what it does not name: its parents' are looked at too.
+    """
+    arguments: dict[str, None] = {}
+    for one in algorithm.__mro__:
+        if "__init__" in vars(one) and issubclass(one, BaseAlgorithm):
+            for parameter in inspect.signature(one.__init__).parameters.values():
+                if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    arguments[parameter.name] = None
+        if one.__module__.startswith("sb3_laplace."):
+            # Those of SB3's own classes are ours
+            break
+    names = [name for name in arguments if name not in _NOT_SETTINGS]
+    return [*names, *_STATE, *_OWN_STATE, "observation_space", "action_space", "policy"]
 
 
 def settings_of(model: BaseAlgorithm) -> dict[str, Any]:
@@ -201,16 +226,19 @@ def settings_of(model: BaseAlgorithm) -> dict[str, Any]:
 
     :param model: the model
     """
-    values = {name: getattr(model, ATTRIBUTES.get(name, name)) for name in _names_of(type(model))}
+    attributes = {name: ATTRIBUTES.get(name, name) for name in _names_of(type(model))}
+    values = {name: getattr(model, attribute) for name, attribute in attributes.items() if hasattr(model, attribute)}
     encoded: dict[str, Any] = {}
-    missing: list[str] = []
+    missing = [f"{name} (the model has no attribute of this name)" for name in attributes if name not in values]
     approximated: list[str] = []
     for name, value in values.items():
         try:
             encoded[name] = encode(value, name)
         except NotPlainError as error:
             if callable(value) and not isinstance(value, type):
-                encoded[name] = float(value(max(0.0, model._current_progress_remaining)))
+                # A schedule still: it may have come to a value that is refused as a number
+                present = float(value(max(0.0, model._current_progress_remaining)))
+                encoded[name] = encode(ConstantSchedule(present), name)
                 approximated.append(name)
             else:
                 missing.append(str(error))
@@ -246,19 +274,34 @@ def read_settings(
                     "version, or by another algorithm. If you trust the file, load it without weights_only and save it."
                 )
             document = json.loads(archive.read(MEMBER))
+        version, encoded, missing, approximated = (document[name] for name in _DOCUMENT)
+        if version != _FORMAT:
+            raise ValueError(f"{path} has settings of format {version!r}, this version reads {_FORMAT}.")
+        if missing:
+            raise ValueError(
+                f"{path} cannot be loaded with weights_only, as its settings hold what is no plain value: "
+                f"{'; '.join(missing)}. If you trust the file, load it without weights_only."
+            )
+        names = _names_of(algorithm)
+        if set(encoded) != set(names):
+            raise ValueError(
+                f"{path} holds settings that this version does not know: {sorted(set(encoded) - set(names))}; "
+                f"or lacks some: {sorted(set(names) - set(encoded))}."
+            )
+        values = {}
+        for name, content in encoded.items():
+            try:
+                values[name] = decode(content)
+            except ValueError as error:
+                raise ValueError(f"{path} holds settings whose {name} cannot be read: {error}") from error
+        for name, kind in _KINDS.items():
+            if not isinstance(values[name], kind):
+                raise ValueError(f"{path} holds settings whose {name} is {values[name]!r}.")
+    except (KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no settings of this version ({type(error).__name__}: {error}).") from error
     finally:
         if isinstance(path, (str, Path)):
             file.close()
         else:
             path.seek(0)
-    if document.get("format") != _FORMAT:
-        raise ValueError(f"{path} has settings of format {document.get('format')!r}, this version reads {_FORMAT}.")
-    if document["missing"]:
-        raise ValueError(
-            f"{path} cannot be loaded with weights_only, as its settings hold what is no plain value: "
-            f"{'; '.join(document['missing'])}. If you trust the file, load it without weights_only."
-        )
-    unknown = sorted(set(document["settings"]) - set(_names_of(algorithm)))
-    if unknown:
-        raise ValueError(f"{path} holds settings that this version does not know: {unknown}.")
-    return {name: decode(content) for name, content in document["settings"].items()}, document["approximated"]
+    return values, list(approximated)

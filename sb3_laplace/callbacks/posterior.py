@@ -62,9 +62,9 @@ class PosteriorCallback(BaseCallback):
     (this one needs matplotlib).
 
     :param n_watched: number of environments watched, a random choice at every rollout. None is all of them
-        for a diagonal covariance and one in 64 for a full one, whose statistics take a matrix inverse for
-        every step and environment. (Of fewer than 64 one is watched, at one in so many rollouts that it
-        comes to the same.)
+        for a diagonal covariance. The statistics of a full one take a matrix inverse for every step and environment, so
+        one environment in 64 is watched. Of fewer than 64 environments one is watched, and only in every
+        (64 // n_envs)-th rollout.
     :param figure_freq: number of rollouts between two histograms and plots; 0 for none
     :param verbose: verbosity level
     :raises ValueError: if an argument is out of range, or the model is no LaplaceRecurrentPPO

@@ -126,12 +126,9 @@ def load_agent(path: str | Path, device: str = "auto", weights_only: bool = Fals
         if weights_only:
             raise InputError(f"--weights-only: {error}") from error
     try:
-        model = source = load_recurrent_ppo(path, device)
+        model = load_recurrent_ppo(path, device)
         if not isinstance(model, LaplaceRecurrentPPO):
             model = LaplaceRecurrentPPO.from_recurrent_ppo(model, device=device)
-        # SB3 saves what it saw last, and the original beside it only under VecNormalize; neither before training
-        if model.was_normalized is None and source._last_obs is not None:
-            model.was_normalized = source._last_original_obs is not None
     except Exception as error:
         if is_bug(error):
             raise

@@ -50,5 +50,6 @@ def core_class(rnn_type: Any) -> type[Core]:
                         f"those of torch's {torch_class.__name__}: make it a sb3_laplace.Core."
                     )
                 # Our methods, then the user's class
-                return type(rnn_type.__name__, (ours, rnn_type), {"__module__": rnn_type.__module__})
+                own = {"__module__": rnn_type.__module__, "is_torch_lstm": False}
+                return type(rnn_type.__name__, (ours, rnn_type), own)
     raise ValueError(f"rnn_type must be one of {list(CORES)} or a sb3_laplace.Core class, got {rnn_type!r}.")

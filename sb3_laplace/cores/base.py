@@ -1,8 +1,9 @@
 """The interface of a recurrent memory: what it remembers, how it moves on by a step, and its Jacobian."""
 
 import inspect
+import itertools
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from torch import nn
@@ -28,6 +29,9 @@ class Core(nn.Module, ABC):
 
     Shapes: N environments or sequences, T steps, F features, H hidden units.
     """
+
+    #: Whether it has the parameters of ``torch.nn.LSTM``, drawn as torch draws them
+    is_torch_lstm: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -55,8 +59,9 @@ class Core(nn.Module, ABC):
 
         :param n: number of environments
         """
-        parameter = next(self.parameters())
-        return tuple(parameter.new_zeros(shape[0], n, *shape[1:]) for shape in self.state_shapes)
+        # Of a core without either, the default device's
+        like = next(itertools.chain(self.parameters(), self.buffers()), th.empty(0))
+        return tuple(like.new_zeros(shape[0], n, *shape[1:]) for shape in self.state_shapes)
 
     def reset(self, state: CoreState, episode_starts: th.Tensor) -> CoreState:
         """Set the state back where an episode starts.
@@ -118,12 +123,18 @@ class Core(nn.Module, ABC):
         It is evaluated at the state that is passed in, for a posterior the *updated* one (paper, section 4). No
         gradient flows through the result: a precision must not be optimised by shaping the network's curvature.
         This implementation differentiates :meth:`step` with ``torch.func``, which takes as long as H steps. A core of
-        several layers overrides it, so that the input of the top layer is held fixed.
+        several layers has to override it and :meth:`jacobian_inputs`, so that the input of the top layer is held fixed.
 
         :param inputs: what :meth:`jacobian_inputs` returned, shape (N, F') for a batch of N Jacobians, or of L steps
             for each environment, shape (N, L, F'), for a batch of (N, L)
         :param state: state at which to differentiate, of N environments
+        :raises NotImplementedError: if the core has several layers
         """
+        if len(state[0]) > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} has {len(state[0])} layers: it has to override jacobian() and "
+                "jacobian_inputs(), so that the input of the top layer is held fixed."
+            )
         batch = inputs.shape[:-1]
         if len(batch) == 2:
             inputs = inputs.flatten(0, 1)

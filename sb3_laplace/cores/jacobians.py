@@ -123,7 +123,7 @@ class GateSumJacobian(JacobianOperator):
 
         ``M_gh = (W^T W) * (U_g U_h^T)``, elementwise. It is far cheaper to apply than J is to form.
         """
-        rows = self.weights.flatten(0, 1)
+        rows, projection = self.weights.flatten(0, 1), projection.detach()
         return (rows @ rows.T) * (projection.T @ projection).repeat(len(self.weights), len(self.weights))
 
     def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:

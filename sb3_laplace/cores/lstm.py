@@ -1,5 +1,7 @@
 """The LSTM, with its Jacobian in closed form."""
 
+from typing import ClassVar
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +20,8 @@ class LSTM(TorchCell, nn.LSTM):
     ``dh'/dh = diag(a_i) U_i + diag(a_f) U_f + diag(a_g) U_g + diag(a_o) U_o`` where
     ``a_i = k g i (1 - i)``, ``a_f = k c f (1 - f)``, ``a_g = k i (1 - g^2)``, ``a_o = tanh(c') o (1 - o)``.
     """
+
+    is_torch_lstm: ClassVar[bool] = True
 
     @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:

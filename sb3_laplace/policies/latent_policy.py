@@ -10,10 +10,9 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
-from torch import nn
 
 from sb3_laplace.checks import check_integer, check_state
-from sb3_laplace.cores import LSTM, Core, core_class
+from sb3_laplace.cores import Core, core_class
 from sb3_laplace.policies.distributions import LogSoftmaxCategoricalDistribution
 from sb3_laplace.policies.features import check_extractor
 from sb3_laplace.policies.types import RecurrentState, RecurrentStates
@@ -21,8 +20,9 @@ from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, StepInputs, m
 from sb3_laplace.posteriors.gaussian import Gaussian
 
 HEAD_INPUTS = ("hidden", "features")
-# Methods of RecurrentPPO's policy that our algorithm has no use for, and what it does instead
+# Methods of RecurrentPPO's policy that are never called here, and what is done instead
 _NEVER_CALLED = {
+    "_predict": "predicts by predict()",
     "forward": "acts by act()",
     "evaluate_actions": "evaluates whole sequences by evaluate_sequences()",
     "_process_sequence": "runs the core that rnn_type names",
@@ -67,8 +67,8 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         if isinstance(head_inputs, str) or not set(head_inputs) <= set(HEAD_INPUTS):
             raise ValueError(f"head_inputs must be a sequence of any of {HEAD_INPUTS}, got {head_inputs!r}.")
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
-            # SB3's own choice of eps; the fused step, four times faster on small networks, exists from torch 2.4
-            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": th.__version__ >= "2.4"}
+            # SB3's own choice of eps; the fused step is four times faster on small networks
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True}
         self.head_inputs = tuple(head_inputs)
         self.n_posterior_samples = n_posterior_samples
         self.detach_critic = detach_critic
@@ -96,8 +96,8 @@ class LatentPolicy(RecurrentActorCriticPolicy):
             lr_schedule,
             lstm_hidden_size=lstm_hidden_size,
             n_lstm_layers=n_lstm_layers,
-            # What other cores take, the parent's LSTM, which they replace, may not
-            lstm_kwargs=lstm_kwargs if issubclass(self._core_class, nn.LSTM) else None,
+            # The parent's LSTM, which is replaced, may not take what another core does
+            lstm_kwargs=lstm_kwargs if self._core_class.is_torch_lstm else None,
             **kwargs,
         )
         self.lstm_kwargs = lstm_kwargs or {}
@@ -146,7 +146,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
                 continue
             sizes = {"num_layers": lstm.num_layers, **self.lstm_kwargs}
             # With the parent's weights where they fit: the same seed is the same agent as RecurrentPPO's
-            keeps_weights = self._core_class is LSTM
+            keeps_weights = self._core_class.is_torch_lstm
             with th.random.fork_rng(devices=[], enabled=keeps_weights):
                 core = self._core_class(lstm.input_size, lstm.hidden_size, **sizes)
             if keeps_weights:

@@ -65,14 +65,16 @@ class RecurrentStates(NamedTuple):
 
         :param like: the tensor
         """
-        return RecurrentStates(
-            *(
-                RecurrentState(tuple(part.to(like) for part in one.core), one.posterior).with_posterior(
-                    part.to(like) for part in one.posterior
-                )
-                for one in self
-            )
+
+        def moved(part: th.Tensor) -> th.Tensor:
+            # A state may also count: whole numbers stay what they are
+            return part.to(like) if part.is_floating_point() else part.to(like.device)
+
+        pi, vf = (
+            RecurrentState(tuple(map(moved, one.core)), one.posterior).with_posterior(map(moved, one.posterior))
+            for one in self
         )
+        return RecurrentStates(pi, vf)
 
 
 class PolicyStep(NamedTuple):

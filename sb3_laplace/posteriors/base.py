@@ -3,6 +3,7 @@
 Shapes: N environments, S sequences of T steps, H hidden units, D latent units, K samples.
 """
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
@@ -166,15 +167,16 @@ class LatentPosterior(nn.Module, ABC):
             self.register_buffer("prior_precision", tensor, persistent=np.ndim(std) > 0)  # type: ignore[arg-type]
 
     def _check_units(self, name: str, value: float | Sequence[float], positive: bool = False) -> np.ndarray:
-        numbers = np.asarray(value, dtype=np.float64) if np.ndim(value) > 0 else None
-        if numbers is None:
+        units = np.asarray(value, dtype=np.float64) if np.ndim(value) > 0 else None
+        if units is None:
             if positive:
                 return np.full(self.latent_dim, check_positive(name, value))
-            numbers = np.full(self.latent_dim, value) if isinstance(value, (int, float)) else np.zeros(0)
-        if numbers.shape != (self.latent_dim,) or not np.isfinite(numbers).all() or (positive and (numbers <= 0).any()):
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            units = np.full(self.latent_dim, value, dtype=np.float64) if is_number else np.zeros(0)
+        if units.shape != (self.latent_dim,) or not np.isfinite(units).all() or (positive and (units <= 0).any()):
             kind = "positive finite" if positive else "finite"
             raise ValueError(f"{name} must be a {kind} number or {self.latent_dim} of them, got {value!r}.")
-        return numbers
+        return units
 
     def latent_mean(self, hidden: th.Tensor) -> th.Tensor:
         """mu_t, shape (..., D).

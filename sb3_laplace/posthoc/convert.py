@@ -186,10 +186,14 @@ def _our_policy(policy_class: type) -> type[LaplaceLstmPolicy]:
 
 def _carry_over(source: RecurrentPPO, model: LaplaceRecurrentPPO) -> None:
     """Weights that exist in both, the optimizer's state if there are no others, and the counters."""
-    theirs, ours = source.policy.state_dict(), model.policy.state_dict()
+    # The prior is an argument, not a weight
+    theirs, ours = (
+        {name: part for name, part in one.policy.state_dict().items() if not name.startswith("latent_layer.prior_")}
+        for one in (source, model)
+    )
     kept = {name: weight for name, weight in theirs.items() if name in ours and ours[name].shape == weight.shape}
     new = [name for name in ours if name not in kept]
-    model.policy.load_state_dict({**ours, **kept})
+    model.policy.load_state_dict({**model.policy.state_dict(), **kept})
     if new or len(kept) < len(theirs):
         logger.warning(
             "Kept: %s. New: %s. Left behind: %s. The optimizer starts afresh.",
@@ -207,4 +211,8 @@ def _carry_over(source: RecurrentPPO, model: LaplaceRecurrentPPO) -> None:
             group["fused"] = own_choice
     for name in _COUNTERS:
         setattr(model, name, getattr(source, name))
+    # SB3 saves what it saw last, and the original beside it only under VecNormalize; neither before training
+    if source._last_obs is not None:
+        model.was_normalized = source._last_original_obs is not None
+    model.was_normalized = getattr(source, "was_normalized", model.was_normalized)
     model.ep_info_buffer, model.ep_success_buffer = source.ep_info_buffer, source.ep_success_buffer

@@ -59,7 +59,7 @@ class LossTerm(ABC):
     def is_on(self) -> bool:
         """Whether the coefficient is positive, or a schedule, which may pass through zero."""
         value = getattr(self.algorithm, self.coefficient)
-        return callable(value) or value > 0
+        return callable(value) or check_not_negative(self.coefficient, value) > 0
 
     def value_of(self, name: str, progress_remaining: float | None = None) -> float:
         """Value of an attribute of the algorithm that is a number or a schedule.
