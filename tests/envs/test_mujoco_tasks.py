@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -232,14 +233,16 @@ class TestBlowUp:
             observations, *_ = env.step(env.action_space.sample())
             assert np.isfinite(observations).all()
 
-    def test_is_said_once_and_ends_a_single_environment(self, recwarn):
+    def test_is_said_once_and_ends_a_single_environment(self):
         env = envs.HalfCheetahVelEnv()
-        for _ in range(3):
-            env.reset(seed=0)
-            env.batch._states[0, -1] = 9e9
-            _, _, terminated, truncated, info = env.step(np.zeros(6))
-            assert (terminated, truncated, info["physics_blow_up"]) == (False, True, 1)
-        assert sum("blew up" in str(warning.message) for warning in recwarn) == 1
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                env.reset(seed=0)
+                env.batch._states[0, -1] = 9e9
+                _, _, terminated, truncated, info = env.step(np.zeros(6))
+                assert (terminated, truncated, info["physics_blow_up"]) == (False, True, 1)
+        assert sum("blew up" in str(warning.message) for warning in said) == 1
 
     def test_is_seen_in_what_mujoco_leaves(self):
         simulation = Simulation("half_cheetah.xml", 1)
@@ -257,6 +260,15 @@ def test_a_control_step_is_five_of_mujocos():
     assert FRAME_SKIP == 5
     for cls in (*CHEETAHS, envs.AntDirVectorEnv):
         assert cls().dt == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("cls", [envs.HalfCheetahVelEnv, envs.AntDirEnv])
+def test_closing_lets_go_of_the_threads(cls):
+    env = cls(num_threads=2)
+    env.reset(seed=0)
+    env.close()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        env.step(np.zeros(env.action_space.shape))
 
 
 IMAGE = """

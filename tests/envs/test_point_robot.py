@@ -80,7 +80,7 @@ def test_episode_length():
 
 def test_image():
     env = PointRobotVectorEnv(num_envs=2, render_mode="rgb_array")
-    env.reset(options={"task": (-1.0, 0.0)})
+    env.reset(options={"task": (-0.6, 0.8)})
     env.step(np.array([[1.0, 0.0], [0.0, 0.0]]))
     frames = env.render()
     assert [frame.shape for frame in frames] == [(192, 192, 3)] * 2
@@ -90,9 +90,9 @@ def test_image():
         red = np.argwhere((frame == (215, 60, 50)).all(axis=-1))
         np.testing.assert_allclose(red.mean(axis=0), (95.5, 95.5 + 64 * x), atol=0.6)
         green = np.argwhere((frame == (90, 180, 90)).all(axis=-1))
-        np.testing.assert_allclose(green.mean(axis=0), (95.5, 31.5), atol=0.6)
+        np.testing.assert_allclose(green.mean(axis=0), (95.5 - 64 * 0.8, 95.5 - 64 * 0.6), atol=0.6)
     single = PointRobotEnv(render_mode="rgb_array")
-    single.reset(options={"task": (-1.0, 0.0)})
+    single.reset(options={"task": (-0.6, 0.8)})
     np.testing.assert_array_equal(single.render(), frames[1])
 
 

@@ -90,8 +90,7 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
         self._is_over = np.ones(self.num_envs, dtype=np.bool_)
         self._task: NDArray[np.float64] = np.zeros((self.num_envs, *task_shape))
         self._task_is_given = np.zeros(self.num_envs, dtype=np.bool_)
-        # The latest observations. A partial reset returns them again for the environments that it leaves alone.
-        self._observations: Observations | None = None
+        self._has_begun = False
 
     @abstractmethod
     def sample_tasks(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -151,11 +150,8 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
         """
         seeds = check_seeds(seed, self.num_envs)
         mask, task = check_reset_options(options or {}, self._task, self._check_task)
-        observations = self._observations
-        if observations is None:
-            if not mask.all():
-                raise ResetNeeded("options['reset_mask'] must select all environments at the first reset")
-            observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
+        if not (self._has_begun or mask.all()):
+            raise ResetNeeded("options['reset_mask'] must select all environments at the first reset")
 
         indices = np.flatnonzero(mask)
         for i in indices.tolist():
@@ -164,9 +160,9 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
         self._task_is_given[indices] = task is not None
         if task is not None:
             self._task[indices] = task[indices]
-        self._observations = observations
-        self._begin_episodes(indices, observations)
-        return observations.copy(), {}
+        self._begin_episodes(indices)
+        self._has_begun = True
+        return self._observe(), {}
 
     def step(
         self, actions: NDArray[Any]
@@ -181,9 +177,9 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
         ended = terminations | truncations
         if ended.any():
             infos.update(final_infos(ended, observations, infos))
-            self._begin_episodes(np.flatnonzero(ended), observations)
-        self._observations = observations
-        return observations.copy(), rewards, terminations, truncations, infos
+            self._begin_episodes(np.flatnonzero(ended))
+            observations = self._observe()
+        return observations, rewards, terminations, truncations, infos
 
     def advance(
         self, actions: NDArray[Any]
@@ -203,8 +199,8 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
         self._is_over = terminations | truncations
         return self._observe(), rewards, terminations, truncations, metrics
 
-    def _begin_episodes(self, indices: NDArray[np.int64], observations: Observations) -> None:
-        """Begin the next episode of some environments and write its first observation into theirs."""
+    def _begin_episodes(self, indices: NDArray[np.int64]) -> None:
+        """Begin the next episode of some environments."""
         self._start_episodes(indices)
         # A task is drawn also where one is given, and then thrown away: so the later episodes' random numbers do
         # not depend on whether a task was given.
@@ -214,9 +210,9 @@ class EpisodeVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC)
                 self._task[i] = task
         self._elapsed[indices] = 0
         self._is_over[indices] = False
-        observations[indices] = self._observe()[indices]
 
     def _observe(self) -> Observations:
+        """Return the present observations, a new array."""
         observations = np.empty(self.observation_space.shape or (), dtype=np.float32)
         observations[:, : self._n_shown] = self._show()
         if self.task_in_observation:

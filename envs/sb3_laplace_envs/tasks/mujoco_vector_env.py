@@ -111,7 +111,7 @@ class MujocoVectorEnv(EpisodeVectorEnv):
         if self.render_mode is None:
             logger.warn("render needs render_mode='rgb_array', given where the environment is made")
             return None
-        if self._observations is None:
+        if not self._has_begun:
             raise ResetNeeded("call reset before render")
         return tuple(self._simulation.draw(state) for state in self._states)
 

@@ -68,7 +68,7 @@ class PointRobotVectorEnv(EpisodeVectorEnv):
         if self.render_mode is None:
             logger.warn("render needs render_mode='rgb_array', given where the environment is made")
             return None
-        if self._observations is None:
+        if not self._has_begun:
             raise ResetNeeded("call reset before render")
         return tuple(self._draw(i) for i in range(self.num_envs))
 
