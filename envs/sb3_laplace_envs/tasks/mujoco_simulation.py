@@ -61,7 +61,7 @@ class Simulation:
     A state is MuJoCo's ``mjSTATE_FULLPHYSICS``: time, positions, velocities, (1 + nq + nv,). Every call starts the
     constraint solver cold, so that what comes out depends on states and controls alone: not on earlier calls, nor on
     the number of threads. (Gymnasium starts it from the last accelerations. That changes a state by less than
-    1e-11 in a step, below the solver's own tolerance.)
+    1e-8 in a step.)
 
     Pickling, and copying, keeps the arguments: states belong to the caller.
 
