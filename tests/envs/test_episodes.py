@@ -1,4 +1,4 @@
-"""What all tasks with episodes of their own do alike: batches, seeds, tasks, autoreset, partial resets, bad input."""
+"""What all tasks with episodes of their own do alike: batches, seeds, tasks, autoreset, partial resets."""
 
 import contextlib
 import copy
@@ -10,59 +10,13 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.error import DependencyNotInstalled, ResetNeeded
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import env_checker
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import sb3_laplace_envs as envs
+from tests.envs_of_episodes import TASKS, batch, single
 
-try:
-    import mujoco
-except ImportError:
-    mujoco = None
-needs_mujoco = pytest.mark.skipif(mujoco is None, reason="needs mujoco: pip install 'sb3-laplace[mujoco]'")
-
-MUJOCO_METRICS = {"velocity", "control_cost", "physics_blow_up"}
-# Single and batched class, arguments, what the task shows, actions, shape of a task, metrics
-TASKS = {
-    "point": (envs.PointRobotEnv, envs.PointRobotVectorEnv, {}, 2, 2, (2,), {"distance"}),
-    "sparse": (envs.PointRobotEnv, envs.PointRobotVectorEnv, {"sparse": True}, 2, 2, (2,), {"distance"}),
-    "vel": (envs.HalfCheetahVelEnv, envs.HalfCheetahVelVectorEnv, {}, 17, 6, (1,), MUJOCO_METRICS),
-    "dir": (envs.HalfCheetahDirEnv, envs.HalfCheetahDirVectorEnv, {}, 17, 6, (1,), MUJOCO_METRICS),
-    "ant": (envs.AntDirEnv, envs.AntDirVectorEnv, {}, 27, 8, (1,), MUJOCO_METRICS | {"contact_cost"}),
-    "circle": (
-        envs.AntDirEnv,
-        envs.AntDirVectorEnv,
-        {"directions": "circle"},
-        27,
-        8,
-        (2,),
-        MUJOCO_METRICS | {"contact_cost"},
-    ),
-}
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(
-    params=[name if name in ("point", "sparse") else pytest.param(name, marks=needs_mujoco) for name in TASKS]
-)
-def name(request):
-    """Each task in turn."""
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def _away(tmp_path, monkeypatch):
-    """MuJoCo writes its warnings into a file in the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
-def single(name, **kwargs):
-    return TASKS[name][0](**TASKS[name][2], **kwargs)
-
-
-def batch(name, num_envs, **kwargs):
-    return TASKS[name][1](num_envs=num_envs, **TASKS[name][2], **kwargs)
+pytestmark = pytest.mark.usefixtures("away")
 
 
 def singles(name, num_envs, **kwargs):
@@ -366,111 +320,3 @@ def test_closed_half_made(name, monkeypatch):
         batch(name, 0)
     gc.collect()
     assert said == []
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("key", "value"),
-        [
-            *(("episode_length", value) for value in (0, -1, 2.5, "50", None, True, NAN)),
-            *(("task_in_observation", value) for value in (1, "yes", None, NAN)),
-            *(("render_mode", value) for value in ("human", "text", True, 1)),
-        ],
-    )
-    def test_arguments(self, name, key, value):
-        for cls in TASKS[name][:2]:
-            with pytest.raises(ValueError, match=rf"{key} must .* got {value!r}"):
-                cls(**{key: value})
-
-    @pytest.mark.parametrize("value", [0, -3, 2.0, "2", None, True])
-    def test_num_envs(self, name, value):
-        with pytest.raises(ValueError, match="num_envs must be an integer >= 1"):
-            batch(name, value)
-
-    @needs_mujoco
-    @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
-    def test_num_threads(self, value):
-        with pytest.raises(ValueError, match="num_threads must be an integer >= 1"):
-            envs.HalfCheetahVelVectorEnv(num_envs=2, num_threads=value)
-
-    @needs_mujoco
-    @pytest.mark.parametrize("value", ["forward", None, 2, ["circle"]])
-    def test_directions(self, value):
-        with pytest.raises(ValueError, match="directions must be one of 'forward_backward', 'circle', got"):
-            envs.AntDirEnv(directions=value)
-
-    @pytest.mark.parametrize("value", [1, None, "yes"])
-    def test_sparse(self, value):
-        with pytest.raises(ValueError, match="sparse must be True or False, got"):
-            envs.PointRobotEnv(sparse=value)
-
-    @pytest.mark.parametrize("value", [1.01, -1.01, NAN, INF, "a", None, True])
-    def test_actions(self, name, value):
-        ours, other = batch(name, 2), batch(name, 2)
-        ours.reset(seed=0)
-        other.reset(seed=0)
-        actions = np.zeros((2, TASKS[name][4]), dtype=np.float64 if isinstance(value, float) else object)
-        actions[1, 1] = value
-        with pytest.raises(ValueError, match="actions must "):
-            ours.step(actions)
-        # The refused step changed nothing
-        good = other.action_space.sample()
-        np.testing.assert_array_equal(ours.step(good)[0], other.step(good)[0])
-
-    @pytest.mark.parametrize("shape", [(2,), (3, 2), (2, 1), (2, 2, 2), ()])
-    def test_shape_of_actions(self, name, shape):
-        env = batch(name, 2)
-        env.reset(seed=0)
-        with pytest.raises(ValueError, match=r"actions must hold real numbers in the shape \(2, "):
-            env.step(np.zeros(shape))
-
-    @pytest.mark.parametrize(
-        "value", [NAN, INF, [NAN, NAN], "a", {"a": 1}, np.zeros(3), np.zeros((3, 2)), [[0.0], [0.0, 0.0]]]
-    )
-    def test_task(self, name, value):
-        with pytest.raises(ValueError, match=r"options\['task'\] must "):
-            batch(name, 2).reset(options={"task": value})
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("vel", [NAN]),
-            ("dir", [0.0]),
-            ("dir", [0.5]),
-            ("dir", [NAN]),
-            ("dir", [[1], [2]]),
-            ("ant", [0.0]),
-            ("ant", [-2]),
-            ("circle", [0.0, 0.0]),
-            ("circle", [1.0, 1.0]),
-            ("circle", [[1.0, 0.0], [0.0, 0.9]]),
-        ],
-    )
-    @needs_mujoco
-    def test_values_of_tasks(self, name, value):
-        with pytest.raises(ValueError, match=r"options\['task'\] must be a (finite target|direction).* got \["):
-            batch(name, 2).reset(options={"task": value})
-
-    @pytest.mark.parametrize("mask", [np.zeros(2, bool), np.ones(3, bool), np.array([0, 1]), "ab", True])
-    def test_reset_mask(self, name, mask):
-        env = batch(name, 2)
-        env.reset(seed=0)
-        with pytest.raises(ValueError, match=r"options\['reset_mask'\] must "):
-            env.reset(options={"reset_mask": mask})
-
-    def test_unknown_option_and_seeds(self, name):
-        env = batch(name, 2)
-        with pytest.raises(ValueError, match=r"options must be 'task' or 'reset_mask', got \['tasks'\]"):
-            env.reset(options={"tasks": 1})
-        for seed in (-1, 1.5, "1", [1], [1, -2]):
-            with pytest.raises(ValueError, match="seed must "):
-                env.reset(seed=seed)
-
-
-@pytest.mark.parametrize("name", ["vel", "dir", "ant"])
-def test_without_mujoco(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mujoco", None)
-    monkeypatch.delitem(sys.modules, "mujoco.rollout", raising=False)
-    for cls in TASKS[name][:2]:
-        with pytest.raises(DependencyNotInstalled, match=r"pip install 'sb3-laplace\[mujoco\]'"):
-            cls()

@@ -14,17 +14,13 @@ from sb3_laplace_envs.tasks.mujoco_simulation import FRAME_SKIP, Simulation
 
 mujoco = pytest.importorskip("mujoco", reason="needs mujoco: pip install 'sb3-laplace[mujoco]'")
 
+pytestmark = pytest.mark.usefixtures("away")
+
 CHEETAHS = [envs.HalfCheetahVelVectorEnv, envs.HalfCheetahDirVectorEnv]
 ROBOTS = {
     "HalfCheetah-v5": (envs.HalfCheetahDirVectorEnv, {}),
     "Ant-v5": (envs.AntDirVectorEnv, {"include_cfrc_ext_in_observation": False}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _away(tmp_path, monkeypatch):
-    """MuJoCo writes its warnings into a file in the working directory."""
-    monkeypatch.chdir(tmp_path)
 
 
 def physics(env):
