@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -83,3 +84,28 @@ def check_array(name: str, value: object, kinds: str, *shapes: tuple[int, ...]) 
             f"got {array.dtype} in the shape {array.shape}"
         )
     return array
+
+
+def check_boolean(name: str, value: object) -> bool:
+    """Return ``value`` as a bool.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :raises ValueError: ``value`` is neither True nor False, numpy's included
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str | None]) -> Any:
+    """Return ``value``.
+
+    :param name: The argument's name, for the message
+    :param value: What was given
+    :param allowed: The values allowed
+    :raises ValueError: ``value`` is another
+    """
+    if not (value is None or isinstance(value, str)) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_array, check_integer
+from sb3_laplace_envs.tasks.batches import check_reset_options, check_seeds, final_infos
 from sb3_laplace_envs.wrappers.fields import TrialFields
 
 Observations = NDArray[np.float32]
@@ -142,8 +143,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         :return: The first observations of the trials, (num_envs, ...), and an empty info
         :raises ValueError: Wrong seeds or options
         """
-        seeds = self._check_seeds(seed)
-        mask, task = self._check_options(options or {})
+        seeds = check_seeds(seed, self.num_envs)
+        mask, task = check_reset_options(options or {}, self._task, self._check_task)
         observations = self._observations
         if observations is None:
             if not mask.all():
@@ -172,17 +173,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         """
         observations, rewards, truncations, infos = self.advance(actions)
         if truncations.any():
-            ended = np.flatnonzero(truncations)
-            final_info: Infos = {}
-            for key, metric in infos.items():
-                final_info[key] = np.where(truncations, metric, 0)
-                final_info[f"_{key}"] = truncations.copy()
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for i, observation in zip(ended.tolist(), observations[ended], strict=True):
-                final_obs[i] = observation
-            infos["final_obs"], infos["_final_obs"] = final_obs, truncations.copy()
-            infos["final_info"], infos["_final_info"] = final_info, truncations.copy()
-            self._begin_trials(ended, observations)
+            infos.update(final_infos(truncations, observations, infos))
+            self._begin_trials(np.flatnonzero(truncations), observations)
         self._observations = observations
         return observations.copy(), rewards, np.zeros(self.num_envs, dtype=np.bool_), truncations, infos
 
@@ -232,32 +224,6 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         if not inside.all():
             raise ValueError(f"actions must lie in {space.low[0]} to {space.high[0]}, got {given[~inside]}")
         return actions
-
-    def _check_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, Sequence | np.ndarray):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must hold one seed for each of {self.num_envs} environments, got {len(seed)}")
-            return [None if one is None else check_integer("seed", one, 0) for one in seed]
-        first = check_integer("seed", seed, 0)
-        return [first + i for i in range(self.num_envs)]
-
-    def _check_options(self, options: dict[str, Any]) -> tuple[NDArray[np.bool_], NDArray[Any] | None]:
-        unknown = sorted(set(options) - {"task", "reset_mask"})
-        if unknown:
-            raise ValueError(f"options must be 'task' or 'reset_mask', got {unknown}")
-        mask = np.ones(self.num_envs, dtype=np.bool_)
-        if options.get("reset_mask") is not None:
-            mask = check_array("options['reset_mask']", options["reset_mask"], "b", (self.num_envs,))
-            if not mask.any():
-                raise ValueError("options['reset_mask'] must select at least one environment, got none")
-        if options.get("task") is None:
-            return mask, None
-        kinds = "iu" if self._task.dtype.kind == "i" else "iuf"
-        task = check_array("options['task']", options["task"], kinds, self._task.shape[1:], self._task.shape)
-        self._check_task(task)
-        return mask, np.broadcast_to(task, self._task.shape)
 
 
 class TrialEnv(gym.Env[Observations, Any]):
