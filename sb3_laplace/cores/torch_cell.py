@@ -67,7 +67,12 @@ class TorchCell(Core, nn.RNNBase):
 
         :param layer: its index, -1 for the top one
         """
-        weights: list[th.Tensor] = self.all_weights[layer]  # type: ignore[assignment]
+        # all_weights asks for every attribute of the module, which takes as long as a cell of a few environments
+        parameters = self._parameters
+        weights: list[th.Tensor] = [
+            parameters[name] if name in parameters else getattr(self, name)  # type: ignore[misc]
+            for name in self._all_weights[layer]
+        ]
         return CellWeights(weights[0], weights[1], *(weights[2:] if self.bias else (None, None)))
 
     def step(self, inputs: th.Tensor, state: CoreState) -> CoreState:
