@@ -127,7 +127,7 @@ def against_target(value: float, target: float | None, at_most: bool = False) ->
 
 
 def machine_info(device: th.device) -> Record:
-    """What the figures depend on."""
+    """What the numbers depend on."""
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),

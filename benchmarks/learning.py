@@ -187,7 +187,7 @@ def _record(case: LearnCase, calls: list[dict[str, float]]) -> Record:
         "steps_per_second": steps / medians["learn"],
         "rollout_steps_per_second": steps / medians["rollout"],
         "update_steps_per_second": steps / medians["update"],
-        # How much the machine's other work blurs the figures
+        # How much the machine's other work blurs the numbers
         "spread": (max(seconds["learn"]) - min(seconds["learn"])) / medians["learn"],
         "seconds": seconds,
     }

@@ -1,6 +1,6 @@
 """How fast training runs, beside sb3-contrib's RecurrentPPO, and what the posterior costs.
 
-Run ``python -m benchmarks.throughput``. It prints tables and writes all figures to a JSON file:
+Run ``python -m benchmarks.throughput``. It prints tables and writes all numbers to a JSON file:
 
 - **learn**: environment steps per second of whole learn() calls (rollout, update, callbacks, logging and
   environment included), and of the rollout and the update by themselves. The workload "bandit" is the
