@@ -10,15 +10,12 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, make_vec_env, posterior_trace
-from tests.helpers import RandomEnv, make_policy
-from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, random_vec_env, small_model
+from sb3_laplace import LaplaceRecurrentPPO, make_vec_env, posterior_trace
+from tests.helpers import RandomEnv
+from tests.test_laplace_recurrent_ppo import random_vec_env, small_model
 
 
 class DuringRollout(BaseCallback):
@@ -200,118 +197,6 @@ def test_a_coefficient_set_to_none() -> None:
     model.kl_coef = None
     with pytest.raises(ValueError, match="kl_coef must be a finite number >= 0, got None"):
         model.learn(36)
-
-
-# -- policies -------------------------------------------------------------------------------------------------
-
-
-def test_states_of_both_kinds() -> None:
-    """RecurrentPPO's (h, c) is a state whose posterior is the prior; ours, and what predict returns, are taken too."""
-    policy = make_policy(latent_dim=3, n_posterior_samples=0, posterior_kwargs={"covariance": "full"})
-    obs, starts = th.rand(2, 4), th.zeros(2)
-    own = policy.initial_states(2)
-    step = policy.act(obs, own, starts)
-    theirs = RNNStates(own.pi.core, own.vf.core)
-    for states in (own, theirs):
-        th.testing.assert_close(policy.act(obs, states, starts).values, step.values)
-        th.testing.assert_close(policy.evaluate_actions(obs, step.actions, states, starts)[1], step.log_prob)
-        th.testing.assert_close(policy.predict_values(obs, states.vf, starts), step.values)
-        _, after = policy.get_distribution(obs, states.pi, starts)
-        th.testing.assert_close(after.flatten(), step.states.pi.flatten())
-    _, after = policy.get_distribution(obs, own.pi.flatten(), starts)
-    th.testing.assert_close(after.flatten(), step.states.pi.flatten())
-    policy.forward(obs, own, starts)
-    with pytest.raises(ValueError, match=r"forward\(\) takes the states of initial_states\(n_envs\), got"):
-        policy.forward(obs, theirs, starts)
-
-
-class ScaledPolicy(LaplaceLstmPolicy):
-    """Overrides what SB3's documentation shows how to."""
-
-    def _build_mlp_extractor(self) -> None:
-        self.mlp_extractor = MlpExtractor(self.lstm_output_dim, [5], th.nn.Tanh, self.device)
-
-    def extract_features(self, obs: Any, features_extractor: Any = None) -> th.Tensor:
-        return 2.0 * super().extract_features(obs, features_extractor)
-
-    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
-        logits = self.action_net(latent_pi).clone()
-        logits[:, 1] = -th.inf
-        return CategoricalDistribution(3).proba_distribution(logits)
-
-
-@pytest.mark.parametrize("n_samples", [0, 1, 3])
-def test_overrides_that_work(n_samples: int) -> None:
-    kwargs = {"latent_dim": 8, "n_posterior_samples": n_samples, "net_arch": None}
-    model = small_model(policy=ScaledPolicy, policy_kwargs=kwargs, ent_coef=0.01, n_epochs=1)
-    assert model.policy.mlp_extractor.latent_dim_pi == 5
-    collect(model)
-    assert largest_log_ratio(model) < 1e-5
-    assert not (model.rollout_buffer.actions == 1).any()
-    model.learn(108)
-    assert np.isfinite(model.policy.parameters_to_vector()).all()
-    obs = model.env.reset()
-    for deterministic in (True, False):
-        actions, _ = model.predict(obs, deterministic=deterministic)
-        assert not (actions == 1).any()
-    doubled = model.policy._actor_features(th.ones(1, 4))
-    th.testing.assert_close(doubled, th.full((1, 4), 2.0))
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_override_of_extract_features_with_separate_extractors(share: bool) -> None:
-    class Doubled(LaplaceLstmPolicy):
-        def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-            features = super().extract_features(obs, features_extractor)
-            return 2.0 * features if self.share_features_extractor else tuple(2.0 * part for part in features)
-
-    policy = Doubled(
-        spaces.Box(-1, 1, (4,)),
-        spaces.Discrete(2),
-        lambda _: 1e-3,
-        lstm_hidden_size=8,
-        share_features_extractor=share,
-    )
-    for features in policy._features(th.ones(1, 4)):
-        th.testing.assert_close(features, th.full((1, 4), 2.0))
-
-
-@pytest.mark.parametrize("name", ["forward", "evaluate_actions", "_predict", "_process_sequence"])
-def test_overrides_that_would_never_be_called(name: str) -> None:
-    policy_class = type("Own", (LaplaceLstmPolicy,), {name: lambda self, *args: None, "__module__": "mine"})
-    with pytest.raises(ValueError, match=rf"Own\.{name} would never be called: LaplaceRecurrentPPO "):
-        small_model(policy=policy_class)
-
-
-def test_box_actions_without_dimensions() -> None:
-    model = small_model(random_vec_env(action_space=spaces.Box(-1.0, 1.0, (), np.float32)))
-    collect(model)
-    assert largest_log_ratio(model) < 1e-5
-    model.learn(36)
-    assert model.predict(model.env.reset())[0].shape == (3,)
-
-
-def test_an_extractor_that_leaves_a_dimension_of_one() -> None:
-    class Columns(BaseFeaturesExtractor):
-        def __init__(self, observation_space: spaces.Box) -> None:
-            super().__init__(observation_space, features_dim=4)
-
-        def forward(self, observations: th.Tensor) -> th.Tensor:
-            return observations.unsqueeze(1)
-
-    model = small_model(policy_kwargs={"features_extractor_class": Columns})
-    collect(model)
-    assert largest_log_ratio(model) < 1e-5
-    model.learn(36)
-
-
-def test_learning_in_double_precision() -> None:
-    model = small_model(policy_kwargs={"latent_dim": 3, "posterior_kwargs": {"covariance": "full"}}, kl_coef=0.01)
-    model.policy.double()
-    collect(model)
-    assert largest_log_ratio(model) < 1e-6
-    model.learn(72)
-    assert model.policy.value_net.weight.dtype == th.float64
 
 
 # -- environments ---------------------------------------------------------------------------------------------
