@@ -39,21 +39,28 @@ def is_no_choice(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
     return (actions < 0) | (actions >= most) | (actions % 1 != 0)
 
 
-def check_no_nan(observation: np.ndarray | dict[str, np.ndarray] | tuple | None, where: str = "") -> None:
+def check_no_nan(
+    observation: np.ndarray | dict[str, np.ndarray] | tuple | None, where: str = "", infinity_too: bool = False
+) -> None:
     """Refuse observations with NaN.
 
     :param observation: observations of one environment or of several
     :param where: where they come from, for the message
+    :param infinity_too: refuse infinity too; a features extractor may clip it
     :raises ValueError: naming the key (of a Dict space) and the first index concerned
     """
     parts = observation.items() if isinstance(observation, dict) else [("", observation)]
     for key, value in parts:
         array = np.asarray(value)
-        if array.dtype.kind == "f" and np.isnan(array).any():
+        if array.dtype.kind != "f":
+            continue
+        refused = ~np.isfinite(array) if infinity_too else np.isnan(array)
+        if refused.any():
             of_key = f" (key {key!r})" if key else ""
-            first = tuple(int(i) for i in np.argwhere(np.isnan(array))[0])
+            first = tuple(int(i) for i in np.argwhere(refused)[0])
+            what = "NaN" if np.isnan(array[first]) else "infinity"
             raise ValueError(
-                f"observation{of_key}{where} holds NaN, first at index {first}; check the environment's output."
+                f"observation{of_key}{where} holds {what}, first at index {first}; check the environment's output."
             )
 
 

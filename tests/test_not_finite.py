@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from tests.helpers import RandomEnv
@@ -66,3 +67,21 @@ def test_no_step_on_a_gradient_that_is_not_finite() -> None:
     with pytest.raises(ValueError, match=r"The norm of the gradient is nan.*The weights are still those before"):
         model.train()
     np.testing.assert_array_equal(model.policy.parameters_to_vector(), before)
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))])
+def test_an_infinite_observation_is_named(action_space: spaces.Space) -> None:
+    """A features extractor may clip infinity, so that it is an error only where the policy makes NaN of it."""
+
+    class InfiniteEnv(RandomEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            obs, *others = super().step(action)
+            return (np.full_like(obs, np.inf), *others)
+
+    envs = [lambda: RandomEnv(action_space=action_space), lambda: InfiniteEnv(action_space=action_space)]
+    model = small_model(DummyVecEnv(envs))
+    with pytest.raises(
+        ValueError, match=r"observation before step 1 of the rollout holds infinity, first at index \(1, 0\)"
+    ):
+        model.learn(24)
+    assert np.isfinite(model.policy.parameters_to_vector()).all()

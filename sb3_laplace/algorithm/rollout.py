@@ -1,5 +1,7 @@
 """Collecting rollouts with a policy that has a posterior."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from sb3_contrib import RecurrentPPO
@@ -13,7 +15,7 @@ from sb3_laplace.algorithm.losses import LossTerm, RolloutStep
 from sb3_laplace.algorithm.step_data import check_step, truncated_values
 from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies import LaplaceLstmPolicy
-from sb3_laplace.policies.types import RecurrentStates
+from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 
 _PLAYED = (
     "The training environment was reset or played inside learn(), by a callback, so that the rollout cannot go on. "
@@ -67,11 +69,8 @@ class PosteriorRollouts(RecurrentPPO):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             episode_starts: np.ndarray = self._last_episode_starts
-            # Not inference_mode: callbacks may use the tensors in what they differentiate
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                starts_tensor = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
-                step = self.policy.act(obs_tensor, lstm_states, starts_tensor)
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            step = self._act(obs_tensor, lstm_states, episode_starts, n_steps)
             values, log_probs = step.values, step.log_prob
             actions = step.actions.cpu().numpy()
             clipped_actions = self.policy.to_env_actions(actions)
@@ -128,3 +127,14 @@ class PosteriorRollouts(RecurrentPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    # Not inference_mode: callbacks may use the tensors in what they differentiate
+    @th.no_grad()
+    def _act(self, obs: Any, states: RecurrentStates, episode_starts: np.ndarray, n_steps: int) -> PolicyStep:
+        starts = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
+        try:
+            return self.policy.act(obs, states, starts)
+        except ValueError:
+            # Of infinity, which a features extractor may clip, the policy made NaN
+            check_no_nan(self._last_obs, f" before step {n_steps} of the rollout", infinity_too=True)
+            raise
