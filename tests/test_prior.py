@@ -10,6 +10,7 @@ import torch as th
 from sb3_laplace import LaplaceRecurrentPPO
 from tests.helpers import make_policy, randomize
 from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, small_model
+from tests.test_replayed_kl import replayed
 
 KINDS: dict[str, dict[str, Any]] = {
     "markov": {},
@@ -93,20 +94,9 @@ def test_kl_at_an_episodes_start_is_from_the_priors_mean(kind: str) -> None:
     callback.on_training_start({}, {})
     assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     expected = th.stack(parts)
-    total, n_steps = 0.0, 0
-    for samples in model.rollout_buffer.get(None):
-        evaluation = model.policy.evaluate_sequences(
-            samples.observations,
-            samples.actions,
-            samples.lstm_states,
-            samples.episode_starts,
-            samples.noise,
-            samples.memory,
-        )
-        kl = evaluation.posterior.kl().reshape(-1)[samples.mask]
-        total, n_steps = total + float(kl.sum()), n_steps + len(kl)
-    assert n_steps == expected.numel()
-    assert total == pytest.approx(float(expected.sum()), rel=1e-4)
+    kl = replayed(model)
+    assert kl.shape == expected.shape
+    assert float(kl.sum()) == pytest.approx(float(expected.sum()), rel=1e-4)
 
 
 def test_saved_with_the_model(tmp_path: Path) -> None:

@@ -109,3 +109,20 @@ def check_choice(name: str, value: object, allowed: Sequence[str | None]) -> Any
     if not (value is None or isinstance(value, str)) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
+
+
+def check_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """Return one seed for each environment, None where it goes on with its generator.
+
+    :param seed: An int gives environment i the seed ``seed + i``, a sequence gives each its own
+    :param num_envs: The number of environments
+    :raises ValueError: A seed that is no integer of at least 0, or a sequence of another length
+    """
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, Sequence | np.ndarray):
+        if len(seed) != num_envs:
+            raise ValueError(f"seed must hold one seed for each of {num_envs} environments, got {len(seed)}")
+        return [None if one is None else check_integer("seed", one, 0) for one in seed]
+    first = check_integer("seed", seed, 0)
+    return [first + i for i in range(num_envs)]

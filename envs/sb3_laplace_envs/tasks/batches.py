@@ -1,31 +1,14 @@
-"""What all batches of environments do alike: the seeds and options of a reset, and the infos where episodes ended."""
+"""What all batches of environments do alike: the options of a reset, and the infos where episodes ended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_laplace_envs.arguments import check_array, check_integer
-
-
-def check_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """Return one seed for each environment, None where it goes on with its generator.
-
-    :param seed: An int gives environment i the seed ``seed + i``, a sequence gives each its own
-    :param num_envs: The number of environments
-    :raises ValueError: A seed that is no integer of at least 0, or a sequence of another length
-    """
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, Sequence | np.ndarray):
-        if len(seed) != num_envs:
-            raise ValueError(f"seed must hold one seed for each of {num_envs} environments, got {len(seed)}")
-        return [None if one is None else check_integer("seed", one, 0) for one in seed]
-    first = check_integer("seed", seed, 0)
-    return [first + i for i in range(num_envs)]
+from sb3_laplace_envs.arguments import check_array
 
 
 def check_reset_options(

@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from sb3_laplace_envs.arguments import check_array, check_integer
-from sb3_laplace_envs.tasks.batches import check_reset_options, check_seeds, final_infos
+from sb3_laplace_envs.arguments import check_array, check_integer, check_seeds
+from sb3_laplace_envs.tasks.batches import check_reset_options, final_infos
 from sb3_laplace_envs.wrappers.fields import TrialFields
 
 Observations = NDArray[np.float32]

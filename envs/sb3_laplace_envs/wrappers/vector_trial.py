@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from sb3_laplace_envs.arguments import check_array, check_integer
+from sb3_laplace_envs.arguments import check_array, check_seeds
 from sb3_laplace_envs.wrappers.infos import Infos, Mask, fill, restrict, without
 from sb3_laplace_envs.wrappers.observations import TrialObservations, row_of
 from sb3_laplace_envs.wrappers.progress import NEXT_EPISODE, Progress
@@ -134,7 +134,7 @@ class VectorTrial(VectorWrapper):
             if self._latest is None and not mask.all():
                 raise ResetNeeded("options['reset_mask'] must select all environments at the first reset")
         rows = np.flatnonzero(mask)
-        seeds = self._check_seeds(seed)
+        seeds = check_seeds(seed, self.num_envs)
         unseeded = [row for row in rows.tolist() if seeds[row] is None]
         seeded = [row for row in rows.tolist() if seeds[row] is not None]
         self._tasks.seed(np.array(seeded if self._is_seeded else [*seeded, *unseeded], dtype=np.int64), seeds)
@@ -250,13 +250,3 @@ class VectorTrial(VectorWrapper):
                 self._tasks.rule.take_back(row)
             else:
                 self._tasks.rule.give(row, tasks[row])
-
-    def _check_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, Sequence | np.ndarray):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must hold one seed for each of {self.num_envs} environments, got {len(seed)}")
-            return [None if one is None else check_integer("seed", one, 0) for one in seed]
-        first = check_integer("seed", seed, 0)
-        return [first + i for i in range(self.num_envs)]
