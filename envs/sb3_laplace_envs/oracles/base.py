@@ -10,7 +10,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_array
-from sb3_laplace_envs.tasks.trials import Observations, TrialVectorEnv
+from sb3_laplace_envs.tasks.batches import Observations
+from sb3_laplace_envs.tasks.trials import TrialVectorEnv
 
 
 class Belief(NamedTuple):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sb3_laplace_envs.arguments import check_integer, check_not_negative, check_positive
 from sb3_laplace_envs.oracles.base import Belief, Oracle, check_env
 from sb3_laplace_envs.oracles.dirichlet_posterior import DirichletPosterior
+from sb3_laplace_envs.tasks.batches import Observations
 from sb3_laplace_envs.tasks.dirichlet_bandit import DirichletBanditVectorEnv
-from sb3_laplace_envs.tasks.trials import Observations
 
 
 class BanditOracle(Oracle):

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.oracles.base import Belief, Oracle, check_env
+from sb3_laplace_envs.tasks.batches import Observations
 from sb3_laplace_envs.tasks.grid_navigation import MOVES, GridNavigationVectorEnv
-from sb3_laplace_envs.tasks.trials import Observations
 
 # Walks kept at each step of the search. On the default grid 300 find the optimum, and a million find none better.
 _BEAM_WIDTH = 3000

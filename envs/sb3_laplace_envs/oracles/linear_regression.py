@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.oracles.base import Belief, Oracle, check_env
+from sb3_laplace_envs.tasks.batches import Observations
 from sb3_laplace_envs.tasks.fourier_regression import FourierRegressionVectorEnv, fourier_basis
-from sb3_laplace_envs.tasks.trials import Observations
 
 Array = NDArray[np.float64]
 

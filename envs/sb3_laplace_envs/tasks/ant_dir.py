@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_choice
+from sb3_laplace_envs.tasks.batches import Infos
 from sb3_laplace_envs.tasks.episodes import EpisodeEnv
 from sb3_laplace_envs.tasks.mujoco_vector_env import MujocoVectorEnv
-from sb3_laplace_envs.tasks.trials import Infos
 
 CONTROL_COST, CONTACT_COST, SURVIVAL_REWARD = 0.5, 0.0005, 1.0
 # A torso below or above this has fallen over or taken off

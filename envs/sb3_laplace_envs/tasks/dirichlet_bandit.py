@@ -7,7 +7,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_integer, check_positive
-from sb3_laplace_envs.tasks.trials import Infos, Observations, TrialEnv, TrialVectorEnv
+from sb3_laplace_envs.tasks.batches import Infos, Observations
+from sb3_laplace_envs.tasks.trials import TrialEnv, TrialVectorEnv
 
 
 class DirichletBanditVectorEnv(TrialVectorEnv):

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_array, check_integer, check_positive
-from sb3_laplace_envs.tasks.trials import Infos, Observations, TrialEnv, TrialVectorEnv
+from sb3_laplace_envs.tasks.batches import Infos, Observations
+from sb3_laplace_envs.tasks.trials import TrialEnv, TrialVectorEnv
 
 #: The test mode's ``query_intervals``: three short pieces of the domain, the rest is never asked for.
 TEST_QUERY_INTERVALS = ((-1.0, -0.8), (-0.2, 0.2), (0.8, 1.0))

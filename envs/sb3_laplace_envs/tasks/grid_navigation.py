@@ -11,7 +11,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_integer
-from sb3_laplace_envs.tasks.trials import Infos, Observations, TrialEnv, TrialVectorEnv
+from sb3_laplace_envs.tasks.batches import Infos, Observations
+from sb3_laplace_envs.tasks.trials import TrialEnv, TrialVectorEnv
 
 # Up, down, left, right, as changes of (row, column); row 0 is the top one.
 MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])
@@ -98,7 +99,7 @@ class GridNavigationVectorEnv(TrialVectorEnv):
         if self.render_mode is None:
             logger.warn("render needs a render_mode, given where the environment is made: 'ansi' or 'rgb_array'")
             return None
-        if self._observations is None:
+        if not self._has_begun:
             raise ResetNeeded("call reset before render")
         draw = self._draw_text if self.render_mode == "ansi" else self._draw_image
         return tuple(draw(i) for i in range(self.num_envs))

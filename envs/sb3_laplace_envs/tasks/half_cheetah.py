@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_laplace_envs.tasks.batches import Infos
 from sb3_laplace_envs.tasks.episodes import EpisodeEnv
 from sb3_laplace_envs.tasks.mujoco_vector_env import MujocoVectorEnv
-from sb3_laplace_envs.tasks.trials import Infos
 
 CONTROL_COST = 0.05
 MAX_TARGET = 3.0

@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 from gymnasium import logger
-from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_choice, check_integer
+from sb3_laplace_envs.tasks.batches import Infos
 from sb3_laplace_envs.tasks.episodes import EpisodeVectorEnv, Outcome
 from sb3_laplace_envs.tasks.mujoco_simulation import Simulation, default_threads
-from sb3_laplace_envs.tasks.trials import Infos
 
 # The noise of Gymnasium's HalfCheetah and Ant at a reset
 RESET_NOISE = 0.1
@@ -106,14 +105,8 @@ class MujocoVectorEnv(EpisodeVectorEnv):
     def _show(self) -> NDArray[np.float64]:
         return self._states[:, 1 + self.n_hidden_positions :]
 
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Draw each environment as an RGB image, for the render mode "rgb_array"."""
-        if self.render_mode is None:
-            logger.warn("render needs render_mode='rgb_array', given where the environment is made")
-            return None
-        if not self._has_begun:
-            raise ResetNeeded("call reset before render")
-        return tuple(self._simulation.draw(state) for state in self._states)
+    def _draw(self, i: int) -> NDArray[np.uint8]:
+        return self._simulation.draw(self._states[i])
 
     def close_extras(self, **kwargs: object) -> None:
         """Let go of the threads and of the renderer."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium import logger
-from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from sb3_laplace_envs.arguments import check_boolean, check_choice
@@ -62,15 +60,6 @@ class PointRobotVectorEnv(EpisodeVectorEnv):
     def _check_task(self, task: NDArray[Any]) -> None:
         if not np.isfinite(task).all():
             raise ValueError(f"options['task'] must be a finite goal (x, y), got {task}")
-
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Draw each environment as an RGB image, for the render mode "rgb_array"."""
-        if self.render_mode is None:
-            logger.warn("render needs render_mode='rgb_array', given where the environment is made")
-            return None
-        if not self._has_begun:
-            raise ResetNeeded("call reset before render")
-        return tuple(self._draw(i) for i in range(self.num_envs))
 
     def _draw(self, i: int) -> NDArray[np.uint8]:
         """Draw the semicircle, a green goal and a red disc for the agent, at the edge where it is farther out."""

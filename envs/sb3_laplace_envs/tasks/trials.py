@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from sb3_laplace_envs.arguments import check_array, check_integer, check_seeds
-from sb3_laplace_envs.tasks.batches import check_reset_options, final_infos
+from sb3_laplace_envs.arguments import check_array, check_integer
+from sb3_laplace_envs.tasks.batches import Infos, Observations, TaskEnv, TaskVectorEnv
 from sb3_laplace_envs.wrappers.fields import TrialFields
 
-Observations = NDArray[np.float32]
-Infos = dict[str, Any]
 
-
-class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
+class TrialVectorEnv(TaskVectorEnv):
     """A batch of environments that each play one trial after another, a hidden task fixed in each trial.
 
     An observation is a flat float32 vector: what the task shows, the previous action (one-hot where
@@ -65,7 +59,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         task_shape: tuple[int, ...],
         task_dtype: type[np.generic],
     ) -> None:
-        self.num_envs = check_integer("num_envs", num_envs, 1)
+        super().__init__(num_envs, task_shape, task_dtype)
         self.trial_length = check_integer("trial_length", trial_length, 1)
 
         self._fields = TrialFields(
@@ -80,12 +74,8 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
 
         self._n_shown = shown.shape[0]
         self._rows = np.arange(self.num_envs)
-        self._seeded = [seeding.np_random() for _ in range(self.num_envs)]
-        self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
-        self._task: NDArray[Any] = np.zeros((self.num_envs, *task_shape), dtype=task_dtype)
-        self._task_is_given = np.zeros(self.num_envs, dtype=np.bool_)
         # The latest observations. A partial reset returns them again for the environments that it leaves alone.
-        self._observations: Observations | None = None
+        self._observations: Observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
 
     @abstractmethod
     def _draw_trials(self, indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -111,82 +101,11 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
     def _show(self, shown: Observations) -> None:
         """Write what the task shows now into ``shown``: (num_envs, n_shown), zeros where a trial starts."""
 
-    @abstractmethod
-    def _check_task(self, task: NDArray[Any]) -> None:
-        """Raise ValueError where the values of a given task, or of a batch of tasks, are not allowed."""
-
-    @property
-    def task(self) -> NDArray[Any]:
-        """The hidden task of each environment's present trial, (num_envs, \\*task_shape): a copy."""
-        return self._task.copy()
-
-    @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """The generators of all environments, as in Gymnasium's SyncVectorEnv."""
-        return tuple(generator for generator, _ in self._seeded)
-
-    @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The seeds of all environments, as in Gymnasium's SyncVectorEnv."""
-        return tuple(seed for _, seed in self._seeded)
-
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observations, Infos]:
-        """Start a new trial in all environments, or in some.
-
-        :param seed: An int seeds environment i with ``seed + i``, a sequence gives each its own seed. Without
-            a seed an environment goes on with its generator.
-        :param options: ``"task"``: one task for all environments or a batch of tasks; the class says what a
-            task is. It holds for all trials until the next reset, and a reset without it draws tasks again.
-            ``"reset_mask"``: booleans (num_envs,), which environments to reset.
-        :return: The first observations of the trials, (num_envs, ...), and an empty info
-        :raises ValueError: Wrong seeds or options
-        """
-        seeds = check_seeds(seed, self.num_envs)
-        mask, task = check_reset_options(options or {}, self._task, self._check_task)
-        observations = self._observations
-        if observations is None:
-            if not mask.all():
-                raise ResetNeeded("options['reset_mask'] must select all environments at the first reset")
-            observations = np.zeros(self.observation_space.shape or (), dtype=np.float32)
-
-        indices = np.flatnonzero(mask)
-        for i in indices.tolist():
-            if seeds[i] is not None:
-                self._seeded[i] = seeding.np_random(seeds[i])
-        self._task_is_given[indices] = task is not None
-        if task is not None:
-            self._task[indices] = task[indices]
-        self._observations = observations
-        self._begin_trials(indices, observations)
-        return observations.copy(), {}
-
-    def step(
+    def advance(
         self, actions: NDArray[Any]
     ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """Step all environments, those at the end of their trial into the next trial.
-
-        :param actions: One action for each environment
-        :return: Observations, rewards, terminations (never), truncations, infos
-        :raises ValueError: An action outside of the action space
-        """
-        observations, rewards, truncations, infos = self.advance(actions)
-        if truncations.any():
-            infos.update(final_infos(truncations, observations, infos))
-            self._begin_trials(np.flatnonzero(truncations), observations)
-        self._observations = observations
-        return observations.copy(), rewards, np.zeros(self.num_envs, dtype=np.bool_), truncations, infos
-
-    def advance(self, actions: NDArray[Any]) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], Infos]:
-        """Step all environments without the autoreset.
-
-        :param actions: One action for each environment
-        :return: Observations, rewards, truncations and the step's metrics
-        :raises ValueError: An action outside of the action space
-        :raises ResetNeeded: A trial is over, or none has begun
-        """
-        if self._observations is None or self._elapsed.max() >= self.trial_length:
+        """As `TaskVectorEnv.advance` describes; a trial never terminates."""
+        if not self._has_begun or self._elapsed.max() >= self.trial_length:
             raise ResetNeeded("call reset before the first step and after the last step of a trial")
         actions = self._check_actions(actions)
         rewards, metrics = self._apply(actions)
@@ -195,10 +114,11 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         observations = np.zeros(self._observations.shape, dtype=np.float32)
         self._show(observations[:, : self._n_shown])
         self._fields.write_step(observations[:, self._n_shown :], actions, rewards)
-        return observations, rewards, self._elapsed == self.trial_length, metrics
+        self._observations = observations
+        never = np.zeros(self.num_envs, dtype=np.bool_)
+        return observations.copy(), rewards, never, self._elapsed == self.trial_length, metrics
 
-    def _begin_trials(self, indices: NDArray[np.int64], observations: Observations) -> None:
-        """Begin the next trial of some environments and write its first observation into theirs."""
+    def _begin(self, indices: NDArray[np.int64]) -> None:
         tasks = self._draw_trials(indices)
         # A task is drawn also where one is given, and then thrown away: so the other random numbers of the trial
         # do not depend on whether a task was given.
@@ -206,9 +126,13 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         self._task[indices[drawn]] = tasks[drawn]
         self._elapsed[indices] = 0
         self._start_trials(indices)
-        observations[indices, : self._n_shown] = 0.0
-        self._fields.write_trial_starts(observations[:, self._n_shown :], indices)
-        self._show(observations[:, : self._n_shown])
+        shown, fields = self._observations[:, : self._n_shown], self._observations[:, self._n_shown :]
+        shown[indices] = 0.0
+        self._fields.write_trial_starts(fields, indices)
+        self._show(shown)
+
+    def _observe(self) -> Observations:
+        return self._observations.copy()
 
     def _check_actions(self, actions: NDArray[Any]) -> NDArray[Any]:
         space = self.single_action_space
@@ -226,7 +150,7 @@ class TrialVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         return actions
 
 
-class TrialEnv(gym.Env[Observations, Any]):
+class TrialEnv(TaskEnv):
     """One environment, whose episodes are trials. Inside, it is a batch of one.
 
     :param kwargs: The arguments of the task, those of `vector_env_type` but ``num_envs``
@@ -235,43 +159,3 @@ class TrialEnv(gym.Env[Observations, Any]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
     vector_env_type: ClassVar[type[TrialVectorEnv]]
     batch: TrialVectorEnv
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.batch = self.vector_env_type(num_envs=1, **kwargs)
-        self.observation_space = self.batch.single_observation_space
-        self.action_space = self.batch.single_action_space
-        self.render_mode = self.batch.render_mode
-
-    @property
-    def task(self) -> NDArray[Any]:
-        """The hidden task of the present trial: a copy."""
-        return self.batch.task[0]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observations, Infos]:
-        """Start a trial.
-
-        :param seed: Seeds `np_random`, all the chance in the environment
-        :param options: ``"task"``: the task of this trial
-        :return: The first observation and an empty info
-        """
-        super().reset(seed=seed)
-        self.batch._seeded[0] = (self.np_random, self.np_random_seed or 0)
-        observations, infos = self.batch.reset(options=options)
-        return observations[0], infos
-
-    def step(self, action: Any) -> tuple[Observations, float, bool, bool, Infos]:
-        """Take one step.
-
-        :param action: The action
-        :return: Observation, reward, terminated (never), truncated and the step's metrics
-        :raises ValueError: An action outside of the action space
-        :raises ResetNeeded: The trial is over, or none has begun
-        """
-        observations, rewards, truncations, metrics = self.batch.advance(np.asarray(action)[np.newaxis])
-        infos = {key: metric[0].item() for key, metric in metrics.items()}
-        return observations[0], float(rewards[0]), False, bool(truncations[0]), infos
-
-    def render(self) -> Any:
-        """Draw the environment as its `render_mode` says."""
-        frames = self.batch.render()
-        return None if frames is None else frames[0]
