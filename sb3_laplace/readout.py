@@ -1,0 +1,124 @@
+"""The linear read-out of the task from the latent: the part of a posterior that is a belief about the task.
+
+A hidden state also holds what is no task, as the position of a grid agent: that part moves forever. Where the
+environment reports its task, ``E[task | m_t] = B m_t + b`` finds the part that does not.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+# More distinct values than these are numbers, not choices
+_MAX_CHOICES = 256
+
+
+class Readout(NamedTuple):
+    """The map ``m -> B m + b``.
+
+    :param weights: B^T, shape (D, P)
+    :param bias: b, shape (P,)
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, means: np.ndarray) -> np.ndarray:
+        """The expected tasks, shape (..., P).
+
+        :param means: means of the latent, shape (..., D)
+        """
+        return means @ self.weights + self.bias
+
+    def variance(self, covariance: np.ndarray) -> np.ndarray:
+        """``tr B Sigma B^T``, the total variance of the task as the posterior has it, shape (...,).
+
+        :param covariance: the latent's marginal variances, shape (..., D), or its covariances, shape (..., D, D)
+        """
+        gram = self.weights @ self.weights.T
+        if covariance.shape[-2:] == gram.shape and covariance.ndim > 2:
+            return np.einsum("...ij,ij->...", covariance, gram)
+        return covariance @ gram.diagonal()
+
+
+class ReadoutMoments:
+    """The moments of means and tasks that a read-out is solved from, by ridge regression.
+
+    :param decay: what the moments so far are multiplied by whenever there are new ones: 1 weighs all alike, less
+        forgets those of earlier weights
+    """
+
+    def __init__(self, decay: float = 1.0) -> None:
+        self._decay = decay
+        self._inputs: Any = 0.0
+        self._products: Any = 0.0
+
+    def add(self, means: np.ndarray, targets: np.ndarray) -> None:
+        """Take in a batch, which counts as one observation of the average.
+
+        :param means: means of the latent, shape (n, D), n at least 1
+        :param targets: encoded tasks, shape (n, P); later batches may have more columns, which were 0 before
+        """
+        inputs = np.concatenate([means.astype(np.float64), np.ones((len(means), 1))], axis=1)
+        products = inputs.T @ targets / len(means)
+        if np.ndim(self._products):
+            new = products.shape[1] - self._products.shape[1]
+            self._products = np.pad(self._products, ((0, 0), (0, new)))
+        self._inputs = self._decay * self._inputs + inputs.T @ inputs / len(means)
+        self._products = self._decay * self._products + products
+
+    def solve(self, ridge: float = 1e-4) -> Readout:
+        """The read-out with the least squared error, and a penalty on its weights.
+
+        :param ridge: the penalty relative to the average second moment of the latent's units
+        """
+        n_units = len(self._inputs) - 1
+        penalty = ridge * np.trace(self._inputs[:-1, :-1]) / n_units + 1e-12
+        # No penalty on the bias
+        solution = np.linalg.solve(self._inputs + np.diag(np.append(np.full(n_units, penalty), 0.0)), self._products)
+        return Readout(solution[:-1], solution[-1])
+
+
+class TaskEncoder:
+    """Tasks as vectors of numbers: those of real numbers as they are, choices as one-hot vectors.
+
+    A task of whole numbers is one choice, however many numbers it has: the columns stand for the distinct tasks
+    in the order in which they were first seen, so that there may be more of them later.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, ...], int] = {}
+
+    def encode(self, tasks: np.ndarray) -> np.ndarray:
+        """Encode a batch of tasks, shape (n, P), float64.
+
+        :param tasks: shape (n, ...)
+        :raises ValueError: if there are more than 256 choices
+        """
+        flat = tasks.reshape(len(tasks), -1)
+        if flat.dtype.kind not in "biu":
+            return flat.astype(np.float64)
+        distinct, index = np.unique(flat.astype(np.int64), axis=0, return_inverse=True)
+        columns = [self._seen.setdefault(tuple(row.tolist()), len(self._seen)) for row in distinct]
+        if len(self._seen) > _MAX_CHOICES:
+            raise ValueError(
+                f"The environments report more than {_MAX_CHOICES} tasks of whole numbers, too many to read out as "
+                "choices; let them report real numbers."
+            )
+        return np.eye(len(self._seen))[np.asarray(columns)[index.reshape(-1)]]
+
+
+def reported_tasks(env: VecEnv) -> np.ndarray | None:
+    """The present tasks of all environments, shape (n_envs, ...), a copy; None where they report none.
+
+    An environment reports its task by an attribute ``task``, a finite array of numbers of the same shape throughout.
+
+    :param env: the environments
+    """
+    try:
+        tasks = np.stack([np.asarray(task) for task in env.get_attr("task")])
+    except (AttributeError, TypeError, ValueError):
+        return None
+    if tasks.dtype.kind not in "biuf" or not tasks.size or not np.isfinite(tasks).all():
+        return None
+    return tasks

@@ -1,0 +1,104 @@
+"""The linear read-out of the task from the latent."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_laplace import make_vec_env
+from sb3_laplace.readout import ReadoutMoments, TaskEncoder, reported_tasks
+from sb3_laplace.vec_env import GymnasiumVecEnv
+from sb3_laplace_envs import GridNavigationEnv
+
+
+def test_the_read_out_is_the_least_squares_solution() -> None:
+    rng = np.random.default_rng(0)
+    means, targets = rng.normal(size=(200, 5)) + 1.0, rng.normal(size=(200, 3))
+    moments = ReadoutMoments()
+    moments.add(means[:100], targets[:100])
+    moments.add(means[100:], targets[100:])
+    readout = moments.solve(ridge=0.0)
+    expected = np.linalg.lstsq(np.append(means, np.ones((200, 1)), axis=1), targets, rcond=None)[0]
+    np.testing.assert_allclose(readout.weights, expected[:-1], atol=1e-10)
+    np.testing.assert_allclose(readout.bias, expected[-1], atol=1e-10)
+    np.testing.assert_allclose(readout(means[:4]), np.append(means, np.ones((200, 1)), axis=1)[:4] @ expected)
+
+
+def test_decay_forgets() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(100, 2))
+    moments = ReadoutMoments(decay=0.5)
+    moments.add(means, means @ [[1.0], [0.0]])
+    moments.add(means, means @ [[0.0], [1.0]])
+    # Weights 1/2 and 1
+    np.testing.assert_allclose(moments.solve(0.0).weights.ravel(), [1 / 3, 2 / 3], atol=1e-10)
+
+
+def test_a_ridge_where_units_are_constant() -> None:
+    moments = ReadoutMoments()
+    moments.add(np.zeros((10, 3)), np.ones((10, 1)))
+    readout = moments.solve()
+    np.testing.assert_allclose(readout.weights, 0.0)
+    np.testing.assert_allclose(readout.bias, 1.0)
+
+
+def test_variance_of_both_structures() -> None:
+    rng = np.random.default_rng(0)
+    moments = ReadoutMoments()
+    moments.add(rng.normal(size=(50, 4)), rng.normal(size=(50, 2)))
+    readout = moments.solve()
+    variance = rng.uniform(1, 2, size=(6, 4))
+    full = variance[:, :, None] * np.eye(4) + 0.3
+    b = readout.weights.T
+    expected = [np.trace(b @ np.diag(row) @ b.T) for row in variance]
+    np.testing.assert_allclose(readout.variance(variance), expected)
+    np.testing.assert_allclose(readout.variance(full), [np.trace(b @ matrix @ b.T) for matrix in full])
+
+
+def test_whole_numbers_are_choices() -> None:
+    encoder = TaskEncoder()
+    np.testing.assert_array_equal(encoder.encode(np.array([[0, 1], [2, 0], [0, 1]])), [[1, 0], [0, 1], [1, 0]])
+    # What was seen keeps its column
+    np.testing.assert_array_equal(encoder.encode(np.array([[0, 0], [2, 0]])), [[0, 0, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(encoder.encode(np.array([[0.5, 1.0]])), [[0.5, 1.0]])
+    with pytest.raises(ValueError, match="more than 256"):
+        encoder.encode(np.arange(400))
+
+
+def test_later_columns_were_zero_before() -> None:
+    rng = np.random.default_rng(1)
+    means = rng.normal(size=(20, 2))
+    goals = np.array([[0]] * 10 + [[1]] * 5 + [[2]] * 5)
+    online, encoder = ReadoutMoments(), TaskEncoder()
+    online.add(means[:10], encoder.encode(goals[:10]))
+    online.add(means[10:], encoder.encode(goals[10:]))
+    whole = ReadoutMoments()
+    whole.add(means, TaskEncoder().encode(goals))
+    np.testing.assert_allclose(online.solve().weights, whole.solve().weights, atol=1e-6)
+
+
+def _vector(n_envs: int) -> VecEnv:
+    return GymnasiumVecEnv(SyncVectorEnv([GridNavigationEnv] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: make_vec_env("sb3_laplace/GridNavigation-v0", n_envs=n),
+        lambda n: sb3_make_vec_env("sb3_laplace/GridNavigation-v0", n_envs=n),
+        _vector,
+    ],
+)
+def test_tasks_of_every_kind_of_batch(make: Any) -> None:
+    env = make(3)
+    env.reset()
+    tasks = reported_tasks(env)
+    assert tasks is not None
+    assert tasks.shape == (3, 2)
+
+
+def test_no_task() -> None:
+    assert reported_tasks(sb3_make_vec_env("CartPole-v1", n_envs=2)) is None
