@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-# More distinct values than these are numbers, not choices
+# So many choices have a column each
 _MAX_CHOICES = 256
 
 
@@ -83,7 +83,8 @@ class TaskEncoder:
     """Tasks as vectors of numbers: those of real numbers as they are, choices as one-hot vectors.
 
     A task of whole numbers is one choice, however many numbers it has: the columns stand for the distinct tasks
-    in the order in which they were first seen, so that there may be more of them later.
+    in the order in which they were first seen, so that there may be more of them later. Of more than 256 distinct
+    ones the later are zero in all columns: none of those that have one.
     """
 
     def __init__(self) -> None:
@@ -93,19 +94,20 @@ class TaskEncoder:
         """Encode a batch of tasks, shape (n, P), float64.
 
         :param tasks: shape (n, ...)
-        :raises ValueError: if there are more than 256 choices
         """
         flat = tasks.reshape(len(tasks), -1)
         if flat.dtype.kind not in "biu":
             return flat.astype(np.float64)
         distinct, index = np.unique(flat.astype(np.int64), axis=0, return_inverse=True)
-        columns = [self._seen.setdefault(tuple(row.tolist()), len(self._seen)) for row in distinct]
-        if len(self._seen) > _MAX_CHOICES:
-            raise ValueError(
-                f"The environments report more than {_MAX_CHOICES} tasks of whole numbers, too many to read out as "
-                "choices; let them report real numbers."
-            )
-        return np.eye(len(self._seen))[np.asarray(columns)[index.reshape(-1)]]
+        columns = [self._column(tuple(row.tolist())) for row in distinct]
+        # The row beyond the choices is that of all others
+        one_hot = np.eye(len(self._seen) + 1, len(self._seen))
+        return one_hot[np.asarray(columns)[index.reshape(-1)]]
+
+    def _column(self, task: tuple[int, ...]) -> int:
+        if task not in self._seen and len(self._seen) >= _MAX_CHOICES:
+            return -1
+        return self._seen.setdefault(task, len(self._seen))
 
 
 def reported_tasks(env: VecEnv) -> np.ndarray | None:

@@ -64,7 +64,10 @@ class LaplaceRecurrentPPO(SavedPPO):
     :param vf_coef: value function coefficient of the loss
     :param kl_coef: coefficient of the mean KL(q_t || sg(q_{t-1})), in nats, of the loss (paper, section 4).
         None is 1e-4, or 0 for a posterior that is a point. With a full covariance anything but 0 stores a D x D matrix
-        for every step.
+        for every step. "auto" (or "auto_1e-3", to start from 1e-3 in the place of 1e-4) learns it, between 1e-6 and 1,
+        so that the posterior moves as much as it claims to learn: in the linear read-out of the task where the
+        environments report one by an attribute ``task``, in the latent elsewhere.
+    :param kl_target: how much it is to move for what it claims, for kl_coef="auto"; 1 for a correct belief
     :param policy_coef: coefficient of PPO's own terms (clip loss, entropy, value loss): with 0 the agent learns by the
         terms below alone
     :param target_coef: coefficient of supervised learning: the negative log-likelihood, in nats, of
@@ -124,7 +127,8 @@ class LaplaceRecurrentPPO(SavedPPO):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        kl_coef: float | Schedule | None = None,
+        kl_coef: float | Schedule | str | None = None,
+        kl_target: float = 1.0,
         sequence_length: int | None = None,
         policy_coef: float | Schedule = 1.0,
         target_coef: float | Schedule = 0.0,
@@ -134,6 +138,9 @@ class LaplaceRecurrentPPO(SavedPPO):
     ) -> None:
         # Before the parent builds the model, which reads them
         self.kl_coef = kl_coef
+        self.kl_target = kl_target
+        #: What kl_coef="auto" has come to, None before its first update
+        self.kl_multiplier: float | None = None
         self.sequence_length = sequence_length
         self.policy_coef = policy_coef
         self.target_coef = target_coef
@@ -261,7 +268,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         n_posterior_samples: int = 0,
         posterior: str | type[LatentPosterior] = "laplace",
         latent_dim: int | Literal["keep"] | None = "keep",
-        kl_coef: float | Schedule = 0.0,
+        kl_coef: float | Schedule | str = 0.0,
         device: th.device | str = "auto",
     ) -> SelfLaplaceRecurrentPPO:
         """Make a trained RecurrentPPO agent Bayesian, without training it again (paper, section 4).

@@ -74,10 +74,13 @@ class Replay(NamedTuple):
 
     :param latents: what the heads read, shape (max(K, 1), S, T, D)
     :param kl: function that computes KL(q_t || sg(q_{t-1})) up to terms without gradient, in nats, shape (S, T)
+    :param moved: function that computes m_t - sg(m_{t-1}), where m_0 is the prior's mean, shape (S, T, D). None if the
+        posterior does not say, which kl_coef="auto" asks for where environments report their task.
     """
 
     latents: th.Tensor
     kl: Callable[[], th.Tensor]
+    moved: Callable[[], th.Tensor] | None = None
 
 
 class SequenceInputs(NamedTuple):
@@ -306,10 +309,9 @@ class HiddenStatePosterior(LatentPosterior):
         if inputs.noise is not None:
             latents = posterior.mean + posterior.unwhiten(inputs.noise)
 
-        def kl() -> th.Tensor:
+        def previous() -> Gaussian:
             with th.no_grad():
                 previous_hidden = th.cat((inputs.initial_hidden.unsqueeze(1), inputs.hidden[:, :-1]), dim=1)
-                previous = self._previous(previous_hidden, inputs.episode_starts)
-            return posterior.kl(previous)
+                return self._previous(previous_hidden, inputs.episode_starts)
 
-        return Replay(latents, kl)
+        return Replay(latents, lambda: posterior.kl(previous()), lambda: posterior.mean - previous().mean)

@@ -259,11 +259,13 @@ class LaplacePosterior(LatentPosterior):
             sums = self._previous_sums(mean, inputs)
             mean = mean + sums
 
-        def kl() -> th.Tensor:
-            previous = self._previous_means(mean, inputs) if sums is None else sums
-            return self._mean_part_of_kl(mean - previous, inputs.memory["previous_precision"])
+        def moved() -> th.Tensor:
+            return mean - (self._previous_means(mean, inputs) if sums is None else sums)
 
-        return Replay(mean.unsqueeze(0) if inputs.noise is None else mean + inputs.noise, kl)
+        def kl() -> th.Tensor:
+            return self._mean_part_of_kl(moved(), inputs.memory["previous_precision"])
+
+        return Replay(mean.unsqueeze(0) if inputs.noise is None else mean + inputs.noise, kl, moved)
 
     def _mean_part_of_kl(self, moved: th.Tensor, precisions: Sequence[th.Tensor]) -> th.Tensor:
         """``d^T Lambda d / 2``, the part of the KL with a gradient, shape (S, T).

@@ -103,14 +103,16 @@ def _sample_posterior(trial: optuna.Trial, min_samples: int) -> dict[str, Any]:
     return {
         "covariance": trial.suggest_categorical("covariance", ["diagonal", "full"]),
         "prior_std": trial.suggest_float("prior_std", 0.01, 1.0, log=True),
+        # Fixed, or where "auto" starts
         "kl_coef": trial.suggest_float("kl_coef", 1e-5, 1e-2, log=True),
+        "kl_is_auto": trial.suggest_categorical("kl_is_auto", [False, True]),
         "n_posterior_samples": trial.suggest_int("n_posterior_samples", min_samples, 4),
     }
 
 
 def _with_posterior(hyperparams: dict[str, Any], posterior: str, sampled: dict[str, Any]) -> dict[str, Any]:
     """Put what :func:`_sample_posterior` returns where LaplaceRecurrentPPO takes it, in place."""
-    hyperparams["kl_coef"] = sampled["kl_coef"]
+    hyperparams["kl_coef"] = f"auto_{sampled['kl_coef']!r}" if sampled["kl_is_auto"] else sampled["kl_coef"]
     hyperparams["policy_kwargs"] |= {
         "posterior": posterior,
         "posterior_kwargs": {name: sampled[name] for name in ("covariance", "prior_std")},
@@ -121,5 +123,6 @@ def _with_posterior(hyperparams: dict[str, Any], posterior: str, sampled: dict[s
 
 def _convert(params: dict[str, Any], posterior: str) -> dict[str, Any]:
     params = dict(params)
-    sampled = {name: params.pop(name) for name in ("covariance", "prior_std", "kl_coef", "n_posterior_samples")}
+    names = ("covariance", "prior_std", "kl_coef", "kl_is_auto", "n_posterior_samples")
+    sampled = {name: params.pop(name) for name in names}
     return _with_posterior(convert_point_ppo_lstm_params(params), posterior, sampled)

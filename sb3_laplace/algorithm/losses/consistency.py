@@ -1,0 +1,206 @@
+"""Does the posterior of a rollout move as much as it claims to learn? What the coefficient of the KL follows.
+
+Under a correct Bayesian update the posterior's mean is a martingale whose moves the shrinking covariance announces:
+``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. Moves d_t, what they should be e_t: where the
+environments report their task, both are taken in the linear read-out of the task, elsewhere in the latent.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch as th
+
+from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples
+from sb3_laplace.posteriors import PosteriorStep
+from sb3_laplace.posteriors.gaussian import Gaussian
+from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
+from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder
+
+# Posteriors whose widths are looked at in a rollout: as many diagonal ones, or full ones, whose inverses cost
+_MAX_DIAGONAL = 20_000
+_MAX_FULL = 400
+# How fast what earlier rollouts have shown is forgotten
+_DECAY = 0.8
+# A step's weight in the penalty, relative to the median step's, and the range of a step's ratio
+_MAX_WEIGHT = 20.0
+_MAX_RATIO = 1e3
+# A rollout's posteriors of less claim than this, per step, claim to learn nothing
+_NO_CLAIM = 1e-9
+
+
+class Balance(ABC):
+    """Moves and claims of the posteriors of a rollout, and a penalty on the moves.
+
+    :param n_envs: number of environments
+    :param n_steps: number of steps of a rollout
+    :param seed: seed of the choice of posteriors
+    """
+
+    #: Name of the mean penalty in the log
+    name: str
+
+    def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
+        self._n_envs, self._n_steps = n_envs, n_steps
+        # Its own generator: watching must not change what the agent does
+        self._rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Forget the last rollout."""
+
+    @abstractmethod
+    def add(self, step: PosteriorStep, trial_steps: np.ndarray, tasks: np.ndarray | None) -> None:
+        """Take in a step.
+
+        :param step: the posteriors
+        :param trial_steps: step within the trial, from 0 for its first, -1 where it does not count; shape (n_envs,)
+        :param tasks: the tasks of the environments, shape (n_envs, ...)
+        """
+
+    @abstractmethod
+    def log_ratio(self) -> float | None:
+        """Logarithm of moves over claims in the rollout, None if nothing was claimed."""
+
+    @abstractmethod
+    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
+        """The penalty on the moves of a minibatch, shape (B,)."""
+
+    def _choose(self, candidates: np.ndarray, step: PosteriorStep) -> np.ndarray:
+        """Environments whose widths are looked at in a step, in all about as many as can be afforded in a rollout.
+
+        :param candidates: indices of environments
+        :param step: the posteriors
+        """
+        is_full = any(part.dim() > step.posterior.mean.dim() for part in step.posterior.tensors)
+        share = (_MAX_FULL if is_full else _MAX_DIAGONAL) / (self._n_envs * self._n_steps)
+        if share >= 1.0:
+            return candidates
+        # Their number is right on average, also where it is below one a step
+        number = int(self._n_envs * share + self._rng.random())
+        return np.sort(self._rng.permutation(candidates)[:number])
+
+
+class LatentBalance(Balance):
+    """In the latent itself, whitened by the precision before the step; the penalty is the KL."""
+
+    name = "kl_loss"
+
+    def begin(self) -> None:
+        self._pairs: list[tuple[Gaussian, Gaussian]] = []
+
+    def add(self, step: PosteriorStep, trial_steps: np.ndarray, tasks: np.ndarray | None) -> None:
+        # At a trial's first step there is a prior before it, which is no belief of the agent's
+        chosen = self._choose(np.flatnonzero(trial_steps > 0), step)
+        if chosen.size:
+            index = th.as_tensor(chosen, device=step.posterior.mean.device)
+            self._pairs.append((step.posterior[index], step.previous[index]))
+
+    def log_ratio(self) -> float | None:
+        if not self._pairs:
+            return None
+        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._pairs, strict=True))
+        values = posterior_statistics(posterior, previous)
+        moved = 2.0 * values["kl_mean"].mean().item() / posterior.dim
+        claimed = values["expected_move"].mean().item()
+        if claimed < _NO_CLAIM:
+            return None
+        return float(np.log(max(moved / claimed, 1.0 / _MAX_RATIO)))
+
+    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
+        return evaluation.posterior.kl().reshape(-1)
+
+
+class TaskBalance(Balance):
+    """In the linear read-out of the task, step by step of the trial.
+
+    The read-out B is fitted to the rollouts so far. d_t = |B (m_t - m_{t-1})|^2 and e_t = tr B (Sigma_{t-1} - Sigma_t)
+    B^T are averaged over trials step by step; the penalty is d_t / e_t, at most 20 times the median step's weight, and
+    the ratio is the geometric mean of the steps' ratios: early steps, which claim the most, count no more than late.
+    """
+
+    name = "consistency_loss"
+
+    def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
+        super().__init__(n_envs, n_steps, seed)
+        self._encoder, self._moments = TaskEncoder(), ReadoutMoments(_DECAY)
+        # By step of a trial: number of posteriors, moves, claims
+        self._sums = np.zeros((3, 0))
+        self._readout: Readout | None = None
+        self._weights = np.zeros(1)
+
+    def begin(self) -> None:
+        self._means: list[np.ndarray] = []
+        self._tasks: list[np.ndarray] = []
+        self._steps: list[np.ndarray] = []
+        self._moves: list[np.ndarray] = []
+        self._widths: list[tuple[Gaussian, Gaussian]] = []
+
+    def add(self, step: PosteriorStep, trial_steps: np.ndarray, tasks: np.ndarray | None) -> None:
+        counts = np.flatnonzero(trial_steps >= 0)
+        if tasks is None or not counts.size:
+            return
+        self._means.append(step.posterior.mean.detach().cpu().numpy()[counts])
+        self._tasks.append(tasks[counts])
+        chosen = self._choose(np.flatnonzero(trial_steps > 0), step)
+        if chosen.size:
+            index = th.as_tensor(chosen, device=step.posterior.mean.device)
+            posterior, previous = step.posterior[index], step.previous[index]
+            self._steps.append(trial_steps[chosen])
+            self._moves.append((posterior.mean - previous.mean).detach().cpu().numpy())
+            self._widths.append((posterior, previous))
+
+    def log_ratio(self) -> float | None:
+        if not self._means:
+            return None
+        self._moments.add(np.concatenate(self._means), self._encoder.encode(np.concatenate(self._tasks)))
+        self._readout = self._moments.solve()
+        if not self._steps:
+            return None
+        steps = np.concatenate(self._steps)
+        moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
+        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
+        claimed = self._width(previous) - self._width(posterior)
+        length = max(int(steps.max()) + 1, self._sums.shape[1])
+        self._sums = _DECAY * np.pad(self._sums, ((0, 0), (0, length - self._sums.shape[1])))
+        for total, values in zip(self._sums, (np.ones(len(steps)), moved, claimed), strict=True):
+            total += np.bincount(steps, values, minlength=length)
+        return self._balance()
+
+    def _balance(self) -> float | None:
+        """Weights of the steps, and the logarithm of the ratio; None if nothing is claimed."""
+        number, moved, claimed = self._sums
+        known = number > 0.01
+        mean_claim = np.divide(claimed, number, out=np.zeros_like(claimed), where=known)
+        largest = mean_claim.max(initial=0.0)
+        scale = float(np.sum(np.square(self._readout.weights))) if self._readout is not None else 0.0
+        if largest <= _NO_CLAIM * max(scale, _NO_CLAIM):
+            self._weights = np.zeros(len(number))
+            return None
+        mean_claim = np.maximum(mean_claim, 1e-6 * largest)
+        weights = np.where(known, 1.0 / mean_claim, 0.0)
+        self._weights = np.minimum(weights, _MAX_WEIGHT * np.median(weights[known]))
+        ratios = np.divide(moved, number, out=np.ones_like(moved), where=known) / mean_claim
+        return float(np.log(np.clip(ratios[known], 1.0 / _MAX_RATIO, _MAX_RATIO)).mean())
+
+    def _width(self, gaussian: Gaussian) -> np.ndarray:
+        assert self._readout is not None
+        is_full = any(part.dim() > gaussian.mean.dim() for part in gaussian.tensors)
+        return self._readout.variance((gaussian.covariance if is_full else gaussian.variance).cpu().numpy())
+
+    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
+        moved = evaluation.posterior.moved
+        if moved is None:
+            raise ValueError(
+                "kl_coef='auto' needs a posterior whose replay() returns what has moved (Replay.moved) where "
+                "environments report their task. Give a number."
+            )
+        moves = moved().flatten(0, 1)
+        steps = samples.columns["trial_steps"]
+        assert isinstance(steps, th.Tensor)
+        if self._readout is None:
+            return moves.sum(-1) * 0.0
+        weights = th.as_tensor(self._weights, dtype=moves.dtype, device=moves.device)
+        # First steps, and those that do not count, have no weight
+        weight = weights[steps.clamp(0, len(weights) - 1)] * (steps > 0)
+        readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
+        return (moves @ readout).square().sum(-1) * weight
