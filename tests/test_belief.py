@@ -117,12 +117,7 @@ def test_what_the_read_out_cannot_explain() -> None:
 
 def test_certain_beliefs_have_scores() -> None:
     """No belief is surer than the floor, and one that is certain and right covers the task."""
-    fitted, held_out = (
-        replace(one, exact_covariance=one.exact_covariance.copy())
-        for one in (gaussian_agent(100, 0), gaussian_agent(50, 1))
-    )
-    held_out.exact_covariance[:, -1] = 0.0
-    held_out.exact_mean[:, -1] = held_out.tasks
+    fitted, held_out = gaussian_agent(100, 0), certain(gaussian_agent(50, 1))
     scores = score_belief(fitted, held_out, **QUICK).scores
     assert scores["exact_coverage_50"][-1] == 1.0
     np.testing.assert_allclose(scores["exact_log_score"][-1], 3 * (np.log(100.0) - 0.5 * np.log(2 * np.pi)), rtol=1e-2)
@@ -147,6 +142,26 @@ def test_small_agents_of_all_tasks(env_id: str, covariance: str, tmp_path: Path)
     again = evaluate_belief(model, env_id, **SMALL)
     assert result.to_dict() == again.to_dict() == json.loads(json.dumps(result.to_dict(), allow_nan=False))
     check_outputs(result, tmp_path)
+
+
+def test_intervals_of_coverage() -> None:
+    result = score_belief(gaussian_agent(100, 0), gaussian_agent(50, 1), **QUICK)
+    for name in ("coverage_50", "coverage_95", "exact_coverage_95"):
+        low, high = result.intervals[name][result.selected].T
+        value = result.scores[name][result.selected]
+        assert ((low >= 0) & (low < value) & (value <= high) & (high <= 1)).all()
+    # By hand: 50 of 50 leave 1.96^2 / (50 + 1.96^2) at 95%
+    covered = score_belief(gaussian_agent(100, 0), certain(gaussian_agent(50, 1)), **QUICK)
+    np.testing.assert_allclose(
+        covered.intervals["exact_coverage_50"][-1], (1.0 - 1.96**2 / (50 + 1.96**2), 1.0), atol=1e-4
+    )
+
+
+def certain(record: BeliefRecord) -> BeliefRecord:
+    """The record with an exact belief that is certain and right at the last step."""
+    mean, covariance = record.exact_mean.copy(), record.exact_covariance.copy()
+    mean[:, -1], covariance[:, -1] = record.tasks, 0.0
+    return replace(record, exact_mean=mean, exact_covariance=covariance)
 
 
 def check_outputs(result: BeliefEvaluation, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class BeliefEvaluation:
 
     :param steps: numbers of steps taken before, 0 to T - 1
     :param scores: by name
-    :param intervals: of r2, coverages and log-scores, shape (T, 2); NaN at steps that are not ``selected``
+    :param intervals: of r2 and log-scores (bootstrap) and coverages (Wilson's), shape (T, 2); NaN at steps that are not ``selected``
     :param simulation: exact_from_latent and latent_from_exact over all steps, with intervals
     :param selected: the steps that :meth:`table` shows
     :param settings: what was evaluated

@@ -1,6 +1,7 @@
 """The read-out of the task from an agent's belief against the exact belief: what is computed, nothing is played."""
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch as th
@@ -142,7 +143,10 @@ def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndar
 def intervals(
     numbers: dict[str, np.ndarray], selected: np.ndarray, n_steps: int, bootstrap: Bootstrap
 ) -> dict[str, np.ndarray]:
-    """Bootstrap intervals over trials of R^2, of both coverages and log-scores, each of shape (T, 2).
+    """Intervals over trials of R^2, of both coverages and log-scores, each of shape (T, 2).
+
+    Those of coverage are Wilson's for a proportion (a bootstrap knows no spread where nearly all are alike), the others
+    bootstrapped.
 
     :param numbers: :meth:`Scores.per_trial`
     :param selected: the steps (indices) that have intervals; NaN at the others
@@ -158,9 +162,23 @@ def intervals(
                 # A ratio of squares, but its studentized interval may reach below 0
                 ends[t] = 1.0 - ratio.high, 1.0 - np.maximum(ratio.low, 0.0)
             else:
-                ends[t] = bootstrap.ratio(numbers[name][:, t])[1:]
+                values = numbers[name][:, t]
+                ends[t] = _wilson(values, bootstrap) if "coverage" in name else bootstrap.ratio(values)[1:]
         found[name] = ends
     return found
+
+
+def _wilson(covered: np.ndarray, bootstrap: Bootstrap) -> tuple[float, float]:
+    """Wilson's interval of a proportion, at the bootstrap's level.
+
+    :param covered: 0 or 1 for each trial, shape (N,)
+    """
+    z = NormalDist().inv_cdf(0.5 + bootstrap.confidence_level / 2.0)
+    n, proportion = len(covered), float(covered.mean())
+    center = proportion + z**2 / (2 * n)
+    reach = z * np.sqrt(proportion * (1.0 - proportion) / n + z**2 / (4 * n**2))
+    scale = 1.0 + z**2 / n
+    return max(0.0, (center - reach) / scale), min(1.0, (center + reach) / scale)
 
 
 class Simulation:

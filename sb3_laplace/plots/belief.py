@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sb3_laplace.evaluation.belief_evaluation import BeliefEvaluation
 from sb3_laplace.evaluation.belief_scores import REGION_LEVELS
@@ -53,6 +54,8 @@ def plot_belief(evaluations: Mapping[str, BeliefEvaluation]) -> Figure:
         axes.set_xlim(0, max(1, int(first.steps[-1])))
     parts = [axes.get_legend_handles_labels() for axes in (r2, coverages[0])]
     handles, labels = ([*one, *other] for one, other in zip(*parts, strict=True))
+    handles.append(Line2D([], [], color="#888888", linestyle=":"))
+    labels.append("variance without R")
     unused.legend(handles, labels, loc="center left", frameon=False, fontsize="small")
     return figure
 
