@@ -34,7 +34,7 @@ def evaluate_belief(
     env_kwargs: dict[str, Any] | None = None,
     deterministic: bool = False,
     ridge: float = 1e-4,
-    network_steps: int = 400,
+    network_steps: int = 1000,
     bootstrap: Bootstrap | None = None,
 ) -> BeliefEvaluation:
     """Hold an agent's posterior against the exact belief about the task, after the same observations.

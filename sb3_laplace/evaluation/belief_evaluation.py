@@ -54,12 +54,13 @@ class BeliefEvaluation:
     Variances, the agent's coverage and its log-score are NaN for a point. Regions are those of the chi-square
     distribution of the squared Mahalanobis distance, in the directions in which tasks vary at all (one fewer than
     arms or possible cells, whose probabilities sum to 1). Standard deviations of at least 0.01 of the prior's are
-    used in each, and the degrees of freedom are the directions that exceed it (all if none does). A Gaussian is no
-    distribution of one-hot cells: there even the exact belief's coverage is not nominal.
+    used in each, and the degrees of freedom are the directions that exceed it (all if none does). Exact posteriors are
+    no Gaussians, that of a one-hot cell least of all: even the exact belief's coverage is not nominal.
 
     :param steps: numbers of steps taken before, 0 to T - 1
     :param scores: by name
-    :param intervals: of r2 and log-scores (bootstrap) and coverages (Wilson's), shape (T, 2); NaN at steps that are not ``selected``
+    :param intervals: of r2 and log-scores (bootstrap) and coverages (Wilson's), shape (T, 2); NaN at
+        steps that are not ``selected``
     :param simulation: exact_from_latent and latent_from_exact over all steps, with intervals
     :param selected: the steps that :meth:`table` shows
     :param settings: what was evaluated
@@ -146,7 +147,7 @@ def score_belief(
     held_out: BeliefRecord,
     ridge: float = 1e-4,
     seed: int = 0,
-    network_steps: int = 400,
+    network_steps: int = 1000,
     bootstrap: Bootstrap | None = None,
     settings: dict[str, Any] | None = None,
 ) -> BeliefEvaluation:
