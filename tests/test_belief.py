@@ -12,9 +12,11 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_laplace import BeliefEvaluation, LaplaceRecurrentPPO, evaluate_belief, make_vec_env
+from sb3_laplace.evaluation.belief import _TASKS, _play
 from sb3_laplace.evaluation.belief_evaluation import score_belief
 from sb3_laplace.evaluation.belief_scores import BeliefRecord, fit_readout, unexplained
 from sb3_laplace.evaluation.bootstrap import Bootstrap
+from sb3_laplace.readout import Readout
 from sb3_laplace_envs import DirichletBanditVectorEnv
 from sb3_laplace_envs.oracles import DirichletIndexPolicy
 from tests.helpers import randomize
@@ -227,3 +229,48 @@ def test_figure(tmp_path: Path) -> None:
 def two_agents() -> tuple[BeliefRecord, BeliefRecord]:
     record = gaussian_agent(30, 1)
     return record, replace(record, claimed=None)
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_what_is_recorded_is_what_a_loop_finds(env_id: str, covariance: str) -> None:
+    """Latents, claims, tasks and exact beliefs after the same observations, by predict and the oracle's own loop."""
+    model = small_model(env_id, latent_dim=3, posterior_kwargs={"covariance": covariance})
+    rng = np.random.default_rng(0)
+    size = TASKS[env_id]
+    readout = Readout(rng.normal(size=(3, size)), rng.normal(size=size))
+    record = _play(model, env_id, 4, 5, {"trial_length": 5}, deterministic=True, readout=readout)
+    assert record.claimed is not None
+    make, make_oracle, task_of = _TASKS[env_id]
+    env = make(num_envs=4, trial_length=5)
+    oracle = make_oracle(env)
+    obs, _ = env.reset(seed=np.random.SeedSequence(5).generate_state(4).tolist())
+    np.testing.assert_array_equal(record.tasks, task_of(env))
+    assert record.tasks.shape == (4, size)
+    state, starts = None, np.ones(4, dtype=bool)
+    for t in range(5):
+        oracle.observe(obs)
+        belief = oracle.posterior()
+        np.testing.assert_allclose(record.exact_mean[:, t], belief.mean, atol=1e-12)
+        np.testing.assert_allclose(record.exact_covariance[:, t], belief.covariance, atol=1e-12)
+        actions, state = model.predict(obs, state, starts, deterministic=True)
+        posterior = model.policy.posterior(state)
+        np.testing.assert_allclose(record.latents[:, t], posterior.mean.numpy(), rtol=1e-4, atol=1e-5)
+        for i, sigma in enumerate(posterior.covariance.double().numpy()):
+            expected = readout.weights.T @ sigma @ readout.weights
+            np.testing.assert_allclose(record.claimed[i, t], expected, rtol=1e-3, atol=1e-3 * np.trace(expected))
+        obs, starts = env.step(actions)[0], np.zeros(4, dtype=bool)
+
+
+def test_the_true_task_is_in_the_exact_posterior() -> None:
+    """Once the exact posterior is certain its mean is the task: both count cells, or coefficients, alike."""
+    model = small_model("sb3_laplace/FourierRegression-v0")
+    record = _play(model, "sb3_laplace/FourierRegression-v0", 20, 0, {"trial_length": 20}, deterministic=False)
+    np.testing.assert_allclose(record.exact_mean[:, -1], record.tasks, atol=1e-2)
+    model = small_model("sb3_laplace/GridNavigation-v0")
+    record = _play(model, "sb3_laplace/GridNavigation-v0", 20, 0, {"trial_length": 60}, deterministic=False)
+    certain_of = np.trace(record.exact_covariance[:, -1], axis1=1, axis2=2) < 1e-9
+    assert certain_of.any()
+    np.testing.assert_array_equal(record.exact_mean[certain_of, -1], record.tasks[certain_of])
+    # The goal is never ruled out
+    assert ((record.exact_mean * record.tasks[:, None]).sum(-1) > 0).all()
