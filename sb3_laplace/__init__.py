@@ -3,6 +3,7 @@
 Importing the package registers the meta-tasks of ``sb3_laplace_envs`` with Gymnasium.
 """
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import sb3_laplace_envs  # noqa: F401  (registers the environments)
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.callbacks import PosteriorCallback, PosteriorEvalCallback
 from sb3_laplace.cores import Core, CoreState
+from sb3_laplace.evaluation.belief import evaluate_belief
+from sb3_laplace.evaluation.belief_evaluation import BeliefEvaluation
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.regression import evaluate_regression
 from sb3_laplace.evaluation.regression_evaluation import RegressionEvaluation
@@ -30,6 +33,7 @@ from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
 
 if TYPE_CHECKING:
+    from sb3_laplace.plots.belief import plot_belief as plot_belief
     from sb3_laplace.plots.regression import plot_regression_functions as plot_regression_functions
     from sb3_laplace.plots.regression import plot_regression_scores as plot_regression_scores
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 sys.modules["sb3_laplace.features"] = sys.modules["sb3_laplace.policies.features"]
 
 __all__ = [
+    "BeliefEvaluation",
     "Calibration",
     "ConstantVariancePosterior",
     "Core",
@@ -63,6 +68,7 @@ __all__ = [
     "__version__",
     "calibrate_prior_std",
     "diagnose",
+    "evaluate_belief",
     "evaluate_regression",
     "make_vec_env",
     "posterior_trace",
@@ -70,12 +76,20 @@ __all__ = [
 ]
 
 
+# What needs matplotlib, and where it is
+_PLOTS = {
+    "plot_belief": "belief",
+    "plot_regression_functions": "regression",
+    "plot_regression_scores": "regression",
+}
+
+
 def __getattr__(name: str) -> Any:
     """What needs matplotlib is imported when it is asked for, and not by ``import *``."""
-    if name not in ("plot_regression_functions", "plot_regression_scores"):
+    if name not in _PLOTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from sb3_laplace.plots import regression
+        module = importlib.import_module(f"sb3_laplace.plots.{_PLOTS[name]}")
     except ImportError as error:
         raise ImportError(f"{name} needs matplotlib: pip install 'sb3-laplace[plots]'.") from error
-    return getattr(regression, name)
+    return getattr(module, name)

@@ -97,7 +97,7 @@ def evaluate_regression(
     tasks = _make_env(n_functions, numbers[-1] + 2, context, env_kwargs or {})
     _check_model(model, tasks)
     trials = _Trials(tasks)
-    policy, env = model.policy, _as_trained(model, GymnasiumVecEnv(trials))
+    policy, env = model.policy, as_trained(model, GymnasiumVecEnv(trials))
     player = Player(model, env, n_functions, partial(policy.act, deterministic=True))
     test_inputs = (2 * np.arange(n_test_inputs) + 1) / n_test_inputs - 1.0
     predict = _Predictor(policy, env, tasks, test_inputs, n_posterior_samples)
@@ -155,7 +155,7 @@ class _Trials(VectorWrapper):
         return self.observations, *rest
 
 
-def _as_trained(model: LaplaceRecurrentPPO, env: VecEnv) -> VecEnv:
+def as_trained(model: LaplaceRecurrentPPO, env: VecEnv) -> VecEnv:
     """The environment under the agent's VecNormalize, if it has one: a copy that shares the statistics."""
     normalizer = model.get_vec_normalize_env()
     if normalizer is None:
