@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, calibrate_posterior, make_vec_env
 from sb3_laplace.posthoc.empirical_bayes import Recording, fit_posterior, ratios
+from tests.helpers import RandomEnv
 from tests.test_laplace_recurrent_ppo import small_model
 
 
@@ -65,6 +67,19 @@ def test_on_the_bandit(covariance: str, tmp_path: Path) -> None:
     assert layer.noise_std == again.noise_std
     np.testing.assert_allclose(layer.prior_std, again.prior_std)
     np.testing.assert_allclose(layer.prior_mean.numpy(), again.prior_mean, rtol=1e-5)
+
+
+def test_without_a_task_it_is_the_latent_and_the_environment_is_left_as_it_was() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(end_rate=0.05)] * 2))
+    model = small_model(env).learn(48)
+    statistics = env.obs_rms.mean.copy()
+    result = calibrate_posterior(model, model.get_env(), n_trials=60, seed=1)
+    assert result.space == "latent"
+    assert "latent space" in result.table()
+    assert abs(np.log(result.after["all"])) < abs(np.log(result.before["all"])), result.table()
+    assert model._last_obs is None
+    assert env.training
+    np.testing.assert_array_equal(env.obs_rms.mean, statistics)
 
 
 def test_errors() -> None:

@@ -176,14 +176,17 @@ def _record(
                 stride *= 2
                 kept = {row: trial for row, trial in kept.items() if row % stride == 0}
                 n_bytes = sum(len(trial) for trial in kept.values()) * 4 * math.prod(added.shape[1:])
-    return [
-        _Trial(*map(np.array, parts[:3]), None if any(task is None for task in parts[3]) else np.array(parts[3]))
-        for parts in (tuple(zip(*kept[row], strict=True)) for row in sorted(kept))
-        if len(parts[0]) >= _MIN_STEPS
-    ]
+    trials = []
+    for row in sorted(kept):
+        if len(kept[row]) >= _MIN_STEPS:
+            each_mean, each_curvature, each_start, each_task = zip(*kept[row], strict=True)
+            its_tasks = None if any(task is None for task in each_task) else np.array(each_task)
+            trials.append(_Trial(np.array(each_mean), np.array(each_curvature), np.array(each_start), its_tasks))
+    return trials
 
 
 def _join(trials: list[_Trial]) -> Recording:
+    """The trials one after the other; steps at which memory starts afresh are no updates."""
     updates, parts, last, first = [], [], [], 0
     for trial in trials:
         length = len(trial.means)
