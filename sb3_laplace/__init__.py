@@ -29,6 +29,7 @@ from sb3_laplace.posteriors import (
 )
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 from sb3_laplace.posthoc.calibrate import Calibration, calibrate_prior_std
+from sb3_laplace.posthoc.calibrate_posterior import PosteriorCalibration, calibrate_posterior
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
 
@@ -60,12 +61,14 @@ __all__ = [
     "LatentPosterior",
     "MlpFeatures",
     "PointPosterior",
+    "PosteriorCalibration",
     "PosteriorCallback",
     "PosteriorEvalCallback",
     "PosteriorTrace",
     "RegressionEvaluation",
     "VariationalPosterior",
     "__version__",
+    "calibrate_posterior",
     "calibrate_prior_std",
     "diagnose",
     "evaluate_belief",

@@ -1,0 +1,99 @@
+"""Prior and noise fitted so that a belief moves as much as it claims."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_laplace import LaplaceRecurrentPPO, calibrate_posterior, make_vec_env
+from sb3_laplace.posthoc.empirical_bayes import Recording, fit_posterior, ratios
+from tests.helpers import RandomEnv
+from tests.test_laplace_recurrent_ppo import small_model
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_conjugate_model_is_recovered(full: bool) -> None:
+    rng = np.random.default_rng(0)
+    n, length, noise_std = 600, 12, 3.0
+    prior_mean, prior_std = np.array([1.0, -2.0, 0.5]), np.array([0.5, 1.0, 2.0])
+    truth = prior_mean + prior_std * rng.standard_normal((n, 3))
+    designs = rng.standard_normal((n, length, 3, 3)) if full else rng.gamma(2.0, 1.0, (n, length, 3))
+    curvature = np.cumsum(designs @ designs.swapaxes(-1, -2) if full else designs, axis=1)
+    noise = noise_std * rng.standard_normal((n, length, 3))
+    if full:
+        added = designs @ (designs.swapaxes(-1, -2) @ truth[:, None, :, None] + noise[..., None])
+        evidence = np.cumsum(added[..., 0], axis=1)
+        precision = np.diag(prior_std**-2) + curvature / noise_std**2
+        right = prior_mean / prior_std**2 + evidence / noise_std**2
+        means = np.linalg.solve(precision, right[..., None])[..., 0]
+    else:
+        evidence = np.cumsum(designs * truth[:, None] + np.sqrt(designs) * noise, axis=1)
+        precision = prior_std**-2 + curvature / noise_std**2
+        means = (prior_mean / prior_std**2 + evidence / noise_std**2) / precision
+    steps = np.arange(n * length).reshape(n, length)
+    part = np.broadcast_to(np.minimum(1 + 3 * np.arange(length - 1) // (length - 1), 3), (n, length - 1))
+    recording = Recording(
+        means.reshape(-1, 3),
+        curvature.reshape(-1, *curvature.shape[2:]),
+        steps[:, 1:].ravel(),
+        part.ravel(),
+        steps[:, -1],
+    )
+    np.testing.assert_allclose(list(ratios(recording, prior_std, noise_std, None).values()), 1.0, atol=0.1)
+    fit = fit_posterior(recording)
+    np.testing.assert_allclose(fit.prior_mean, prior_mean, atol=0.25)
+    np.testing.assert_allclose(fit.prior_std, prior_std, rtol=0.12)
+    np.testing.assert_allclose(fit.noise_std, noise_std, rtol=0.12)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_on_the_bandit(covariance: str, tmp_path: Path) -> None:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", 8, seed=0, env_kwargs={"trial_length": 10})
+    kwargs = {"latent_dim": 4, "posterior_kwargs": {"covariance": covariance, "prior_std": 1.0}}
+    model = small_model(env, n_steps=20, batch_size=80, learning_rate=3e-3, policy_kwargs=kwargs).learn(800)
+    generator = th.get_rng_state()
+    result = calibrate_posterior(model, env, n_trials=64, deterministic=True, seed=3)
+    assert th.equal(generator, th.get_rng_state())
+    assert result.n_fitted == result.n_reported == 32
+    assert abs(np.log(result.after["all"])) < abs(np.log(result.before["all"])), result.table()
+    # Played again with what was set, the same trials have the same ratios
+    again = calibrate_posterior(model, env, n_trials=64, deterministic=True, seed=3)
+    np.testing.assert_allclose(list(again.before.values()), list(result.after.values()), rtol=0.02)
+    np.testing.assert_allclose(again.noise_std, result.noise_std, rtol=0.02)
+    model.save(tmp_path / "model")
+    layer = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu").policy.latent_layer
+    assert layer.noise_std == again.noise_std
+    np.testing.assert_allclose(layer.prior_std, again.prior_std)
+    np.testing.assert_allclose(layer.prior_mean.numpy(), again.prior_mean, rtol=1e-5)
+
+
+def test_without_a_task_it_is_the_latent_and_the_environment_is_left_as_it_was() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(end_rate=0.05)] * 2))
+    model = small_model(env).learn(48)
+    statistics = env.obs_rms.mean.copy()
+    result = calibrate_posterior(model, model.get_env(), n_trials=60, seed=1)
+    assert result.space == "latent"
+    assert "latent space" in result.table()
+    assert abs(np.log(result.after["all"])) < abs(np.log(result.before["all"])), result.table()
+    assert model._last_obs is None
+    assert env.training
+    np.testing.assert_array_equal(env.obs_rms.mean, statistics)
+
+
+def test_errors() -> None:
+    for posterior in ("point", "variational"):
+        model = small_model(policy_kwargs={"posterior": posterior})
+        with pytest.raises(ValueError, match="model must have a Laplace posterior"):
+            calibrate_posterior(model, model.env)
+    for name in ("sum_means", "normalize"):
+        model = small_model(policy_kwargs={"posterior_kwargs": {name: True}})
+        with pytest.raises(ValueError, match=f"with {name}=True cannot be calibrated"):
+            calibrate_posterior(model, model.env)
+    model = small_model(policy_kwargs={"posterior_kwargs": {"factorization": "stationary", "damping": 1.0}})
+    with pytest.raises(ValueError, match="The prior has no effect"):
+        calibrate_posterior(model, model.env)
+    model = small_model()
+    with pytest.raises(ValueError, match="n_trials must be an integer >= 20, got 4"):
+        calibrate_posterior(model, model.env, n_trials=4)
