@@ -7,14 +7,17 @@ mujoco where one is made (``pip install 'sb3-laplace[mujoco]'``).
 - ``sb3_laplace/DirichletBandit-v0``: pull the arms of a bandit whose success probabilities are hidden.
 - ``sb3_laplace/GridNavigation-v0``: find a hidden goal on a grid, then return to it again and again.
 
+- ``sb3_laplace/PointRobot-v0``: find a hidden goal on a semicircle.
+- ``sb3_laplace/HalfCheetahVel-v0``, ``sb3_laplace/HalfCheetahDir-v0``: run at a hidden velocity, or in a hidden
+  direction.
+- ``sb3_laplace/AntDir-v0``: run in a hidden direction, on four legs.
+
+The last four are continuous control, in trials of several episodes: their ids make a `Trial` or a `VectorTrial` and
+take its arguments beside the task's. Their classes (`PointRobotEnv`, `PointRobotVectorEnv`, ...) are the tasks
+without trials.
+
 ``gymnasium.make`` gives one environment, ``gymnasium.make_vec`` a batch that steps all its copies in a
 few numpy calls. `Trial` and `VectorTrial` make meta-tasks of any other environment.
-
-Continuous control, the classes of single environments and of batches (``...VectorEnv``):
-
-- `PointRobotEnv`: find a hidden goal on a semicircle.
-- `HalfCheetahVelEnv`, `HalfCheetahDirEnv`: run at a hidden velocity, or in a hidden direction.
-- `AntDirEnv`: run in a hidden direction, on four legs.
 """
 
 from gymnasium.envs.registration import register, registry
@@ -64,15 +67,20 @@ __all__ = [
     "fourier_basis",
 ]
 
-for _name, _module in (
-    ("FourierRegression", "fourier_regression"),
-    ("DirichletBandit", "dirichlet_bandit"),
-    ("GridNavigation", "grid_navigation"),
-):
+_ENTRY_POINTS = {
+    "FourierRegression": ("tasks.fourier_regression:FourierRegressionEnv", "FourierRegressionVectorEnv"),
+    "DirichletBandit": ("tasks.dirichlet_bandit:DirichletBanditEnv", "DirichletBanditVectorEnv"),
+    "GridNavigation": ("tasks.grid_navigation:GridNavigationEnv", "GridNavigationVectorEnv"),
+    "PointRobot": ("meta_tasks:point_robot", "point_robot_vector"),
+    "HalfCheetahVel": ("meta_tasks:half_cheetah_vel", "half_cheetah_vel_vector"),
+    "HalfCheetahDir": ("meta_tasks:half_cheetah_dir", "half_cheetah_dir_vector"),
+    "AntDir": ("meta_tasks:ant_dir", "ant_dir_vector"),
+}
+for _name, (_single, _batched) in _ENTRY_POINTS.items():
     # Gymnasium warns when an id is registered again, which a reload of this module would do.
     if f"sb3_laplace/{_name}-v0" not in registry:
         register(
             id=f"sb3_laplace/{_name}-v0",
-            entry_point=f"sb3_laplace_envs.tasks.{_module}:{_name}Env",
-            vector_entry_point=f"sb3_laplace_envs.tasks.{_module}:{_name}VectorEnv",
+            entry_point=f"sb3_laplace_envs.{_single}",
+            vector_entry_point=f"sb3_laplace_envs.{_single.partition(':')[0]}:{_batched}",
         )

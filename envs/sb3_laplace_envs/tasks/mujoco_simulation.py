@@ -67,13 +67,11 @@ class Simulation:
 
     :param asset: The file among Gymnasium's MuJoCo assets
     :param num_threads: Threads that step the states
-    :param renders: Whether `draw` will be called
     :raises gymnasium.error.DependencyNotInstalled: mujoco is not installed
-    :raises RuntimeError: ``renders``, and MuJoCo cannot render here
     """
 
-    def __init__(self, asset: str, num_threads: int, renders: bool = False) -> None:
-        self._arguments = (asset, num_threads, renders)
+    def __init__(self, asset: str, num_threads: int) -> None:
+        self._arguments = (asset, num_threads)
         self._mujoco = mujoco = import_mujoco()
         self.model = mujoco.MjModel.from_xml_path(str(ASSETS / asset))
         self.dt = self.model.opt.timestep * FRAME_SKIP
@@ -83,9 +81,10 @@ class Simulation:
         # Without threads the calling one does the work
         self._rollout = mujoco.rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
         self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
-        self._renderer = self._make_renderer() if renders else None
+        # Made where the first image is drawn: most environments with a render mode are never drawn
+        self._renderer: Any = None
 
-    def __reduce__(self) -> tuple[type[Simulation], tuple[str, int, bool]]:
+    def __reduce__(self) -> tuple[type[Simulation], tuple[str, int]]:
         return type(self), self._arguments
 
     def close(self) -> None:
@@ -172,11 +171,15 @@ class Simulation:
         return early | ~fine.all(axis=1)
 
     def draw(self, state: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Return the image that the camera sees which moves along with the robot, (pixels, pixels, 3)."""
+        """Return the image that the camera sees which moves along with the robot, (pixels, pixels, 3).
+
+        :raises RuntimeError: MuJoCo cannot render here
+        """
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
         data, mujoco = self._data[0], self._mujoco
         mujoco.mj_setState(self.model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         mujoco.mj_forward(self.model, data)
-        assert self._renderer is not None
         self._renderer.update_scene(data, camera="track")
         return self._renderer.render().copy()
 

@@ -53,7 +53,7 @@ class MujocoVectorEnv(EpisodeVectorEnv):
         self.render_mode = check_choice("render_mode", render_mode, (None, "rgb_array"))
         check_integer("num_envs", num_envs, 1)
         threads = default_threads(num_envs) if num_threads is None else check_integer("num_threads", num_threads, 1)
-        self._simulation = Simulation(self.asset, min(threads, num_envs), renders=render_mode is not None)
+        self._simulation = Simulation(self.asset, min(threads, num_envs))
         self.dt: float = self._simulation.dt
         """Seconds in a control step"""
         model = self._simulation.model
