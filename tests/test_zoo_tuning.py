@@ -62,8 +62,9 @@ def test_search_spaces_build_agents_and_convert_back(algo: str) -> None:
         seen.add(type(model.policy.latent_layer).__name__)
         expected = {"learning_rate", "latent_dim"}
         if algo != "point_ppo_lstm":
-            expected |= {"covariance", "prior_std", "kl_coef", "n_posterior_samples"}
-            assert model.kl_coef == trial.params["kl_coef"]
+            expected |= {"covariance", "prior_std", "kl_coef", "kl_is_auto", "n_posterior_samples"}
+            number = trial.params["kl_coef"]
+            assert model.kl_coef == (f"auto_{number!r}" if trial.params["kl_is_auto"] else number)
         assert expected <= set(trial.params)
     assert len(seen) == 1
 
@@ -120,7 +121,8 @@ def test_two_processes_share_a_study_that_is_resumed(workplace: Path, capsys: py
     assert main([*train, "0", "--eval-freq", "-1", *SMALL[2:]]) == 0
     model = LaplaceRecurrentPPO.load(STUDY.parent / f"{BANDIT_NAME}_1" / f"{BANDIT_NAME}.zip")
     params = study.trials[0].params
-    assert model.kl_coef == params["kl_coef"]
+    number = params["kl_coef"]
+    assert model.kl_coef == (f"auto_{number!r}" if params["kl_is_auto"] else number)
     assert model.policy_kwargs["latent_dim"] == params["latent_dim"]
     assert model.policy_kwargs["shared_lstm"]
     assert main([*train, "99", *SMALL]) == 2
