@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from sb3_laplace.algorithm.losses.kl import initial_auto
 from sb3_laplace.errors import InputError
 
 #: Says where a hyperparameter comes from, for messages
@@ -97,6 +98,11 @@ def check_types(algorithm: type, hyperparams: dict[str, Any], source: Source) ->
         if not any(_is(value, kind) for kind in kinds):
             expected = " or ".join(_KINDS.get(kind, str(kind)) for kind in kinds)
             raise InputError(f"{source(name)}: {name} must be {expected}, got {value!r}")
+    try:
+        # The one coefficient that may be a text of its own. A search samples it, but would not say so of a wrong one.
+        initial_auto(hyperparams.get("kl_coef"))
+    except ValueError as error:
+        raise InputError(f"{source('kl_coef')}: {error}") from error
 
 
 def _members(annotation: Any) -> list[Any]:
