@@ -53,18 +53,20 @@ class ReadoutMoments:
         self._inputs: Any = 0.0
         self._products: Any = 0.0
 
-    def add(self, means: np.ndarray, targets: np.ndarray) -> None:
-        """Take in a batch, which counts as one observation of the average.
+    def add(self, means: np.ndarray, targets: np.ndarray, weight: float = 1.0) -> None:
+        """Take in a batch.
 
         :param means: means of the latent, shape (n, D), n at least 1
         :param targets: encoded tasks, shape (n, P); later batches may have more columns, which were 0 before
+        :param weight: how many observations the batch counts for: by default its average is one
         """
         inputs = np.concatenate([means.astype(np.float64), np.ones((len(means), 1))], axis=1)
-        products = inputs.T @ targets / len(means)
+        scale = weight / len(means)
+        products = scale * (inputs.T @ targets)
         if np.ndim(self._products):
             new = products.shape[1] - self._products.shape[1]
             self._products = np.pad(self._products, ((0, 0), (0, new)))
-        self._inputs = self._decay * self._inputs + inputs.T @ inputs / len(means)
+        self._inputs = self._decay * self._inputs + scale * (inputs.T @ inputs)
         self._products = self._decay * self._products + products
 
     def solve(self, ridge: float = 1e-4) -> Readout:
@@ -117,6 +119,9 @@ def reported_tasks(env: VecEnv) -> np.ndarray | None:
 
     :param env: the environments
     """
+    # Asked for an attribute that it lacks, the environment of a worker process would end it
+    if not env.has_attr("task"):
+        return None
     try:
         tasks = np.stack([np.asarray(task) for task in env.get_attr("task")])
     except (AttributeError, TypeError, ValueError):

@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
-from sb3_laplace.evaluation.diagnostics import (
-    NOT_APPLICABLE,
-    UNDECIDED,
-    Diagnosis,
-    diagnose,
-)
-from sb3_laplace.evaluation.findings import MIN_TRIALS, NOT_ENOUGH_DATA
-from sb3_laplace.evaluation.trace_recorder import COLUMNS
+from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
+from sb3_laplace.evaluation.findings import MIN_TRIALS, NOT_APPLICABLE, NOT_ENOUGH_DATA, UNDECIDED
+from sb3_laplace.evaluation.task_moves import NO_TASK
+from sb3_laplace.evaluation.trace_recorder import COLUMNS, TASK_COLUMNS
 from sb3_laplace.evaluation.traces import PosteriorTrace
 
 DIM = 3
@@ -44,17 +40,24 @@ def make_trace(
 
 
 def conjugate_update(
-    n_trials: int = 400, n_steps: int = 30, overstated: float = 1.0, noise_precision: float = 0.5, seed: int = 0
+    n_trials: int = 400,
+    n_steps: int = 30,
+    overstated: float = 1.0,
+    noise_precision: float = 0.5,
+    seed: int = 0,
+    space: str = "task",
 ) -> PosteriorTrace:
     """Bayesian inference of a Gaussian mean from noisy observations, the first belief being the prior's.
 
     :param overstated: factor by which the reported precision exceeds the right one
     :param noise_precision: what the belief takes the observations' precision for; it is 0.5
+    :param space: "task" for a trace with a read-out of the task, which is the latent itself
     """
     rng = np.random.default_rng(seed)
     task = rng.normal(size=(n_trials, DIM)) / math.sqrt(2.0)
     mean, precision = np.zeros((n_trials, DIM)), 2.0
-    columns: dict[str, list[np.ndarray]] = {"entropy": [], "kl_mean": [], "kl_covariance": [], "expected_move": []}
+    names = ("entropy", "kl_mean", "kl_covariance", "expected_move")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in names + TASK_COLUMNS * (space == "task")}
     for step in range(n_steps):
         previous_mean, previous = mean, precision
         if step:
@@ -66,6 +69,9 @@ def conjugate_update(
         columns["kl_mean"].append(0.5 * overstated * previous * ((mean - previous_mean) ** 2).sum(1))
         columns["kl_covariance"].append(np.full(n_trials, 0.5 * DIM * (ratio - 1 - math.log(ratio))))
         columns["expected_move"].append(np.full(n_trials, 1 - ratio))
+        if space == "task":
+            columns["task_move"].append(((mean - previous_mean) ** 2).sum(1))
+            columns["task_expected_move"].append(np.full(n_trials, DIM * (1 / previous - 1 / precision) / overstated))
     return make_trace(n_trials, n_steps, **{name: np.stack(parts, 1) for name, parts in columns.items()})
 
 
@@ -79,7 +85,8 @@ def verdict(trace: PosteriorTrace, name: str) -> str:
 def test_a_bayesian_update_moves_as_much_as_it_claims() -> None:
     finding = diagnose(conjugate_update()).findings["overconfidence"]
     assert finding.verdict == "calibrated"
-    for part in ("", "_early", "_late"):
+    assert finding.space == "task"
+    for part in ("", "_early", "_middle", "_late"):
         number = finding.numbers["moved_to_claimed" + part]
         assert number.low < 1 < number.high
         assert number.value == pytest.approx(1, abs=0.05)
@@ -90,6 +97,50 @@ def test_a_precision_wrong_by_four_is_flagged(factor: float, expected: str) -> N
     finding = diagnose(conjugate_update(overstated=factor)).findings["overconfidence"]
     assert finding.verdict == expected
     assert finding.numbers["moved_to_claimed"].value == pytest.approx(factor, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(4.0, "moves more than claimed"), (0.25, "moves less than claimed"), (1.0, "moves as claimed")],
+)
+def test_a_trace_without_a_read_out_is_judged_in_the_latent(factor: float, expected: str) -> None:
+    """All of a hidden state moves, the position of a robot too: that is no evidence about a belief."""
+    trace = conjugate_update(overstated=factor, space="latent")
+    for readout, reason in ((None, "the trace has no read-out of the task"), (NO_TASK, NO_TASK)):
+        trace.settings = {} if readout is None else {"task_readout": readout}
+        finding = diagnose(trace).findings["overconfidence"]
+        assert (finding.verdict, finding.space) == (expected, "latent")
+        assert finding.meaning.startswith(f"In the latent ({reason}) the whole hidden state, which also holds what is")
+        assert "no evidence that the belief about a task is" in finding.meaning
+        for part in ("", "_early", "_middle", "_late"):
+            assert finding.numbers["moved_to_claimed" + part].value == pytest.approx(factor, rel=0.05)
+
+
+def test_thirds_are_judged_each_by_itself() -> None:
+    """Of 30 steps: 1 to 9, 10 to 20 and 21 to 29."""
+    trace = conjugate_update()
+    for steps, factor in ((slice(1, 10), 0.5), (slice(10, 21), 3.0), (slice(21, 30), 9.0)):
+        trace.task_move[:, steps] *= factor
+    numbers = diagnose(trace).findings["overconfidence"].numbers
+    assert list(numbers) == [f"moved_to_claimed{part}" for part in ("", "_early", "_middle", "_late")]
+    ratios = [number.value for number in list(numbers.values())[1:]]
+    assert ratios == pytest.approx([0.5, 3.0, 9.0], rel=0.05)
+
+
+def test_trials_without_a_read_out_do_not_count_in_it() -> None:
+    trace = conjugate_update()
+    trace.settings["task_readout"] = {"r2": 0.5, "n_trials": 300}
+    trace.task_move[300:], trace.task_expected_move[300:] = np.nan, np.nan
+    trace.task_move[:300] *= 4.0
+    finding = diagnose(trace).findings["overconfidence"]
+    assert (finding.verdict, finding.space) == ("overconfident", "task")
+    assert finding.numbers["moved_to_claimed"].value == pytest.approx(4.0, rel=0.05)
+    assert finding.meaning.startswith("In the task's read-out (R^2 0.50) the belief moves more")
+    # Too few for a verdict
+    trace.task_move[MIN_TRIALS - 1 :] = np.nan
+    finding = diagnose(trace).findings["overconfidence"]
+    assert (finding.verdict, finding.space) == ("moves as claimed", "latent")
+    assert "a verdict on a read-out of the task takes 30 trials" in finding.meaning
 
 
 def test_a_wrong_noise_level_is_flagged() -> None:
@@ -119,7 +170,7 @@ def test_too_wide_an_interval_is_undecided() -> None:
     trace = conjugate_update(40, 8)
     # One trial in ten moves a hundred times as much, the others little: right on average
     factors = np.where(np.arange(40) % 10 == 0, 9.1, 0.1)
-    trace.kl_mean *= factors[:, None]
+    trace.task_move *= factors[:, None]
     assert verdict(trace, "overconfidence") == UNDECIDED
 
 
@@ -304,7 +355,7 @@ def test_coverage_of_calibration_errors(gap: float) -> None:
 def test_steps_at_which_the_memory_starts_afresh_do_not_count() -> None:
     """A life lost: there the mean moves from the prior's, which is no estimate."""
     trace = conjugate_update()
-    trace.kl_mean[:, 11] = trace.entropy[:, 11] = 100.0
+    trace.task_move[:, 11] = 100.0
     assert verdict(trace, "overconfidence") == "overconfident"
     trace.episode_start[:, 11] = 1.0
     assert verdict(trace, "overconfidence") == "calibrated"

@@ -1,6 +1,7 @@
 """Traces: every array against a naive loop over single environments, and what ends up in files."""
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, make_vec_env
 from sb3_laplace.evaluation import trial_store
-from sb3_laplace.evaluation.trace_recorder import COLUMNS
+from sb3_laplace.evaluation.trace_recorder import COLUMNS, TASK_COLUMNS
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.posteriors.gaussian import Gaussian
 from tests.helpers import RandomEnv, randomize
@@ -340,6 +341,18 @@ def test_loading_a_file_without_a_column(name: str, bandit_trace: PosteriorTrace
     np.savez(tmp_path / "lacking.npz", **arrays)
     with pytest.raises(ValueError, match=rf"lacking.npz' is no trace .*{name}' is missing"):
         PosteriorTrace.load(tmp_path / "lacking.npz")
+
+
+def test_loading_a_file_of_before_there_were_read_outs(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:
+    moves = {name: np.full((3, 5), i + 1.0) for i, name in enumerate(TASK_COLUMNS)}
+    arrays = saved_arrays(dataclasses.replace(bandit_trace, **moves), tmp_path / "trace.npz")
+    for name in TASK_COLUMNS:
+        np.testing.assert_array_equal(getattr(PosteriorTrace.load(tmp_path / "trace.npz"), name), moves[name])
+        np.testing.assert_array_equal(arrays.pop(name), moves[name])
+    np.savez(tmp_path / "before.npz", **arrays)
+    loaded = PosteriorTrace.load(tmp_path / "before.npz")
+    assert list(loaded.flatten()) == list(bandit_trace.flatten())
+    assert np.isnan([loaded.task_move, loaded.task_expected_move]).all()
 
 
 def test_loading_an_unknown_format(bandit_trace: PosteriorTrace, tmp_path: Path) -> None:

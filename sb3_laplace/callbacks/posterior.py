@@ -51,7 +51,8 @@ class PosteriorCallback(BaseCallback):
     - ``posterior/variance_max``, ``posterior/variance_min``: the largest and the smallest marginal variance
     - ``posterior/mean_step``: Euclidean length of the mean's step
     - ``posterior/moved_to_claimed``: how far the mean moved over how far it should, but at the first steps; 1 for a
-      correct posterior (see :func:`~sb3_laplace.evaluation.diagnostics.judge_overconfidence`)
+      correct posterior, if its latent holds nothing but the task
+      (see :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence`)
 
     Within an event callback of SB3's (``EveryNTimesteps``) each event is a rollout of its one step.
 

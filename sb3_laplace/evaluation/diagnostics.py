@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,23 +11,17 @@ import numpy as np
 
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
-from sb3_laplace.evaluation.findings import MIN_TRIALS, Finding, Trials
+from sb3_laplace.evaluation.findings import MIN_TRIALS, MORE_TRIALS, NOT_APPLICABLE, UNDECIDED, Finding, Trials
+from sb3_laplace.evaluation.overconfidence import judge_overconfidence
 from sb3_laplace.evaluation.traces import PosteriorTrace
 
 # What has come down by less than a tenth has not gone down
 _LESS = 0.9
-# A ratio above this (below its inverse) is not 1; an interval within the other is close to 1
-_ABOVE_ONE = 1.1
-_CLOSE_TO_ONE = 1.25
 #: Largest difference of a probability that counts as calibrated
 _CLOSE_PROBABILITY = 0.05
 _N_BINS = 10
-_MORE_TRIALS = "More trials are needed to tell."
-
-#: The verdict where the trace does not hold what the question is about
-NOT_APPLICABLE = "not applicable"
-#: The verdict where the confidence interval lies on both sides
-UNDECIDED = "undecided"
+# Longest line of a table
+_WIDTH = 110
 
 
 @dataclass
@@ -53,7 +48,7 @@ class Diagnosis:
             lines.append(f"{finding.question:<{width}}  {finding.verdict.upper()}")
             shown = [(name, number) for name, number in finding.numbers.items() if math.isfinite(number.value)]
             lines += [f"    {name.replace('_', ' '):<{width - 4}}  {number}" for name, number in shown]
-            lines.append(f"    {finding.meaning}")
+            lines += textwrap.wrap(finding.meaning, _WIDTH, initial_indent="    ", subsequent_indent="    ")
         level = f"{100 * self.confidence_level:g}%"
         lines.append(f"({self.n_trials} complete trials; {level} bootstrap confidence intervals over trials)")
         return "\n".join(lines)
@@ -90,6 +85,7 @@ def diagnose(
     fewer than :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is
     every other at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no
     estimate. The early part of a trial is the first third of the steps after the first, the late part the last third.
+    Overconfidence is judged in the linear read-out of the task where the trace has one, and its finding says so.
 
     :param trace: the trace
     :param n_bootstrap: number of bootstrap resamples
@@ -175,7 +171,7 @@ def _improvement(question: str, numbers: dict[str, Estimate], what: str, where: 
         return Finding(question, "yes", numbers, f"{what} improves {where}.")
     if most <= 0.1 * abs(early.value):
         return Finding(question, "no", numbers, f"{what} does not improve {where}.")
-    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+    return Finding(question, UNDECIDED, numbers, MORE_TRIALS)
 
 
 def judge_entropy(data: Trials) -> Finding:
@@ -242,55 +238,7 @@ def judge_consistency(data: Trials) -> Finding:
         return Finding(question, "inconsistent", numbers, meaning)
     if ratios and all(ratio.high < _LESS for ratio in ratios.values()):
         return Finding(question, "consistent", numbers, "Successive posteriors differ less and less within a trial.")
-    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
-
-
-def judge_overconfidence(data: Trials) -> Finding:
-    """Does the posterior move as much as it claims to learn?
-
-    Under a correct Bayesian update the posterior mean is a martingale, and
-    ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. So with
-    ``d_t = (m_t - m_{t-1})^T Lambda_{t-1} (m_t - m_{t-1}) / D`` and ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D`` the
-    ratio ``sum d_t / sum e_t``, over trials and a range of steps, is 1. (It does not depend on the units of the
-    latent, but does on the prior: one too narrow makes every move too large.)
-
-    ``moved_to_claimed`` is the ratio over all steps but the first, ``_early`` and ``_late`` over the parts.
-
-    - *overconfident*: the interval lies above 1.1: the mean moves more than the precision allows
-    - *underconfident*: it lies below 1 / 1.1
-    - *calibrated*: neither, and the interval is within a factor 1.25 of 1
-    - *undecided*: none of these
-    - *not applicable*: the posterior has no precision (a point), or claims to learn nothing (sum e_t is not
-      positive: a constant variance)
-    """
-    question = "Is the posterior overconfident?"
-    if not data.enough:
-        return data.no_verdict(question)
-    if not data.exists(data.trace.kl_mean) or not data.exists(data.trace.expected_move):
-        return Finding(question, NOT_APPLICABLE, {}, "The posterior has no precision.")
-    moved, claimed = data.get(data.trace.move), data.get(data.trace.expected_move)
-    if not data.average(data.sum(claimed, "all")).low > 1e-9:
-        return Finding(
-            question, NOT_APPLICABLE, {}, "The precision does not grow: the posterior claims to learn nothing."
-        )
-    numbers = {
-        name: data.ratio(data.sum(moved, part), data.sum(claimed, part))
-        for name, part in (
-            ("moved_to_claimed", "all"),
-            ("moved_to_claimed_early", "early"),
-            ("moved_to_claimed_late", "late"),
-        )
-    }
-    ratio = numbers["moved_to_claimed"]
-    if ratio.low > _ABOVE_ONE:
-        return Finding(
-            question, "overconfident", numbers, "The belief moves more than its precision (or prior) allows."
-        )
-    if ratio.high < 1 / _ABOVE_ONE:
-        return Finding(question, "underconfident", numbers, "The belief moves less than it claims to learn.")
-    if ratio.low > 1 / _CLOSE_TO_ONE and ratio.high < _CLOSE_TO_ONE:
-        return Finding(question, "calibrated", numbers, "The belief moves as much as it claims to learn.")
-    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+    return Finding(question, UNDECIDED, numbers, MORE_TRIALS)
 
 
 def judge_policy_calibration(data: Trials) -> Finding:
@@ -335,7 +283,7 @@ def judge_policy_calibration(data: Trials) -> Finding:
         return Finding(question, "underconfident", numbers, "The policy is less sure than it is right.")
     if gap.low > -_CLOSE_PROBABILITY and gap.high < _CLOSE_PROBABILITY:
         return Finding(question, "calibrated", numbers, "The policy is as sure as it is right.")
-    return Finding(question, UNDECIDED, numbers, _MORE_TRIALS)
+    return Finding(question, UNDECIDED, numbers, MORE_TRIALS)
 
 
 def _confidence_and_accuracy(data: Trials) -> dict[str, Estimate]:

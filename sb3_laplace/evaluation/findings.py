@@ -12,6 +12,11 @@ MIN_TRIALS = 30
 MIN_STEPS = 7
 #: The verdict where there are too few trials, or too short ones
 NOT_ENOUGH_DATA = "not enough data"
+#: The verdict where the trace does not hold what the question is about
+NOT_APPLICABLE = "not applicable"
+#: The verdict where the confidence interval lies on both sides, and what it means
+UNDECIDED = "undecided"
+MORE_TRIALS = "More trials are needed to tell."
 
 
 @dataclass
@@ -22,12 +27,15 @@ class Finding:
     :param verdict: the answer, one of those that the question's function lists
     :param numbers: what it rests on, by name
     :param meaning: what the verdict says, in a sentence
+    :param space: of numbers that depend on it, what of the posterior they are of: "task" for its linear read-out of
+        the task, "latent" for all of it
     """
 
     question: str
     verdict: str
     numbers: dict[str, Estimate]
     meaning: str
+    space: str | None = None
 
 
 class Trials:
@@ -47,6 +55,7 @@ class Trials:
         self.parts = {
             "all": updates,
             "early": updates & (steps <= third),
+            "middle": updates & (steps > third) & (steps < self._lengths - third),
             "late": updates & (steps >= self._lengths - third),
         }
 
@@ -57,6 +66,10 @@ class Trials:
     def exists(self, array: np.ndarray | None) -> bool:
         """Whether the array has a number in every step of the trials that count."""
         return array is not None and bool(np.isfinite(self.get(array)[self.parts["all"]]).all())
+
+    def whole(self, array: np.ndarray) -> np.ndarray:
+        """Trials in which an array of the trace has a number at every update, shape (n_trials,), bool."""
+        return (np.isfinite(self.get(array)) | ~self.parts["all"]).all(1)
 
     def sum(self, values: np.ndarray, part: str) -> np.ndarray:
         """Sums over a part of each trial, shape (n_trials,)."""

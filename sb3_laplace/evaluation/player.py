@@ -21,6 +21,7 @@ from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
+from sb3_laplace.readout import reported_tasks
 from sb3_laplace.vec_env.infos import ignored_steps
 
 #: How an agent acts: observations and where episodes start (both of N environments), with the recurrent states before
@@ -42,6 +43,7 @@ class Played(NamedTuple):
     :param counts: False for an environment that has played its trials, or spent the step on a reset, shape (N,)
     :param rows: the trial that each environment was in, only to be used where the step counts, shape (N,)
     :param ended: the environments in which a trial ended with the step, shape (N,)
+    :param tasks: the task that each environment was in, shape (N, ...); None where they report none, or are not asked
     """
 
     obs: PyTorchObs
@@ -53,6 +55,7 @@ class Played(NamedTuple):
     counts: np.ndarray
     rows: np.ndarray
     ended: np.ndarray
+    tasks: np.ndarray | None = None
 
 
 class Player:
@@ -77,9 +80,17 @@ class Player:
     :param env: an environment that fits it, see :func:`player_env`
     :param n_trials: number of trials
     :param act: how the agent acts; by default as in training, on draws from its posterior
+    :param asks_tasks: whether the environments are asked for their tasks before every step
     """
 
-    def __init__(self, model: LaplaceRecurrentPPO, env: VecEnv, n_trials: int, act: Act | None = None) -> None:
+    def __init__(
+        self,
+        model: LaplaceRecurrentPPO,
+        env: VecEnv,
+        n_trials: int,
+        act: Act | None = None,
+        asks_tasks: bool = False,
+    ) -> None:
         self.model = model
         self.env = env
         self.act: Act = model.policy.act if act is None else act
@@ -88,6 +99,7 @@ class Player:
         self._first_row = np.cumsum(self._targets) - self._targets
         self._played = np.zeros(n_envs, dtype=np.int64)
         self._episodes = np.zeros(n_envs, dtype=np.int64)
+        self._asks_tasks = asks_tasks
         self._normalizer = unwrap_vec_normalize(env)
         self._is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
         #: Return of each trial (of one under way: so far), shape (n_trials,)
@@ -143,6 +155,9 @@ class Player:
         check_no_nan(obs)
         tensors = policy.obs_to_tensor(obs)[0]
         starts_tensor = th.as_tensor(starts).to(policy.latent_layer.prior_mean)
+        # Before the step, which may begin another trial
+        tasks = reported_tasks(self.env) if self._asks_tasks else None
+        self._asks_tasks = tasks is not None
         step = self.act(tensors, states, starts_tensor)
         obs, rewards, dones, infos = self.env.step(policy.to_env_actions(step.actions.cpu().numpy()))
         if self._normalizer is not None:
@@ -150,7 +165,8 @@ class Player:
         rewards = rewards.astype(np.float64)
         rows, counts = self.rows, self.active & ~ignored_steps(self.env)
         ended = self._count(rewards, dones, infos, counts)
-        return obs, dones, Played(tensors, starts_tensor, states, step, rewards, infos, counts, rows, ended)
+        played = Played(tensors, starts_tensor, states, step, rewards, infos, counts, rows, ended, tasks)
+        return obs, dones, played
 
     def _count(
         self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], counts: np.ndarray

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_laplace.evaluation.player import Played, Player, distribution_at, draw_latents
+from sb3_laplace.evaluation.task_moves import TaskMoves, packed_covariance
 from sb3_laplace.evaluation.trial_store import TrialStore, check_size
 from sb3_laplace.policies.distributions import MixtureDistribution
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
@@ -37,6 +38,8 @@ COLUMNS = (
     "reward",
     "episode_start",
 )
+#: What is recorded where there is a read-out of the task
+TASK_COLUMNS = ("task_move", "task_expected_move")
 #: What the names of the environment's metrics begin with, where they stand beside those of ``COLUMNS``
 METRICS = "metrics/"
 # Of example trials: means of the first steps, covariances at ever longer distances (a matrix each)
@@ -49,14 +52,14 @@ _MAKE_KWARGS = ("render_mode", "num_envs", "vectorization_mode")
 # Entries of an info dict that SB3 puts there
 _NO_METRICS = ("TimeLimit.truncated", "terminal_observation")
 # Of the columns: all are in single precision but the reward
-_BYTES_PER_STEP = 4 * (len(COLUMNS) + 1)
+_BYTES_PER_STEP = 4 * (len(COLUMNS) + len(TASK_COLUMNS) + 1)
 _DISCRETE = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class TraceRecorder:
     """Records what a player plays, by :meth:`record` for every step.
 
-    :param player: the player
+    :param player: the player, which asks the environment for its tasks
     :param n_trials: number of trials that it plays
     :param n_examples: number of trials of which the posteriors themselves are kept
     :raises ValueError: if the environment is one of our tasks with trials too long to be recorded. (Of others only
@@ -68,6 +71,7 @@ class TraceRecorder:
         self.env = player.env
         self._player = player
         self._store = TrialStore(n_trials)
+        self._task_moves = TaskMoves(n_trials)
         self._rng = np.random.default_rng(0)
         # By trial, what the environment said of its episodes
         self._episode_returns: dict[int, np.ndarray] = {}
@@ -75,6 +79,9 @@ class TraceRecorder:
         self._previous: Gaussian | None = None
         #: What turns actions into the units of targets; None as long as no target was reported
         self.action_scale: float | None = None
+        #: How well the task is read out, or why it is not, see :meth:`TaskMoves.result`; known with the result. None
+        #: for a point
+        self.task_readout: dict[str, float] | str | None = None
         base = self.env.unwrapped
         if isinstance(base, GymnasiumVecEnv) and isinstance(base.env.unwrapped, TrialVectorEnv):
             check_size(base.env.unwrapped.trial_length, n_trials, _BYTES_PER_STEP)
@@ -107,6 +114,21 @@ class TraceRecorder:
         self._keep_episodes(played)
         self._keep_examples(played.step.posterior, played.rows, counts)
         self._store.add(played.rows[counts], {name: array[counts] for name, array in columns.items()})
+        self._keep_for_readout(played)
+
+    def _keep_for_readout(self, played: Played) -> None:
+        """Keep what the read-out of the task needs, of the trials that it is kept of."""
+        if played.tasks is None or self.policy.latent_layer.is_point:
+            return
+        envs = np.flatnonzero(played.counts)
+        envs = envs[self._task_moves.keeps(played.rows[envs])]
+        if envs.size:
+            assert self._previous is not None
+            # In double precision, and factorized already
+            covariance = packed_covariance(self._previous, th.as_tensor(envs, device=self._previous.mean.device))
+            means = played.step.posterior.posterior.mean.cpu().numpy()
+            starts = played.starts.cpu().numpy().astype(bool)
+            self._task_moves.add(played.rows[envs], starts[envs], means[envs], covariance, played.tasks[envs])
 
     # -- statistics of a step ---------------------------------------------------------------------------
 
@@ -231,8 +253,8 @@ class TraceRecorder:
     def result(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[np.ndarray, ...] | None]:
         """What was recorded.
 
-        :return: ``lengths``, ``complete``, ``returns``, ``episode_lengths``, ``returns_by_episode`` (if any) and
-            ``COLUMNS`` by name; the environment's metrics by name; and the fields of
+        :return: ``lengths``, ``complete``, ``returns``, ``episode_lengths``, ``returns_by_episode`` (if any),
+            ``COLUMNS`` and ``TASK_COLUMNS`` by name; the environment's metrics by name; and the fields of
             :class:`~sb3_laplace.evaluation.traces.ExampleTrials`, None without examples
         """
         columns, kept = self._store.result()
@@ -245,6 +267,9 @@ class TraceRecorder:
             "episode_lengths": player.episode_lengths[kept],
             **{name: columns[name] for name in COLUMNS},
         }
+        *moves, readout = self._task_moves.result(int(lengths.max()))
+        self.task_readout = None if self.policy.latent_layer.is_point else readout
+        own.update({name: array[kept] for name, array in zip(TASK_COLUMNS, moves, strict=True)})
         by_episode = self._returns_by_episode(kept)
         if by_episode is not None:
             own["returns_by_episode"] = by_episode

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.player import Player, player_env
-from sb3_laplace.evaluation.trace_recorder import COLUMNS, METRICS, TraceRecorder, settings_of
+from sb3_laplace.evaluation.trace_recorder import COLUMNS, METRICS, TASK_COLUMNS, TraceRecorder, settings_of
 
 try:
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -96,6 +96,12 @@ class PosteriorTrace:
     :param returns_by_episode: return of each episode within a trial where the environment plays several
         (:class:`~sb3_laplace_envs.Trial`), shape (n_trials, n_episodes), float64; NaN where there was none, and for one
         that the trial's end cut short. By default trials are episodes: :attr:`returns`, (n_trials, 1).
+    :param task_move: where the environment reports its task, ``|B (m_t - m_{t-1})|^2`` over the total variance of the
+        tasks, with the linear read-out ``E[task | m_t] = B m_t + b``: how far the expected task moves. NaN where memory
+        starts afresh; in all steps without a read-out, or (by default) in a trace of before there were any; and in
+        trials that were forgotten (:class:`~sb3_laplace.evaluation.task_moves.TaskMoves`)
+    :param task_expected_move: ``tr B (Sigma_{t-1} - Sigma_t) B^T`` over the same, the expectation of :attr:`task_move`
+        if the posterior is right
     """
 
     lengths: np.ndarray
@@ -119,6 +125,8 @@ class PosteriorTrace:
     episode_lengths: np.ndarray = None  # type: ignore[assignment]
     episode_start: np.ndarray = None  # type: ignore[assignment]
     returns_by_episode: np.ndarray = None  # type: ignore[assignment]
+    task_move: np.ndarray = None  # type: ignore[assignment]
+    task_expected_move: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.returns is None:
@@ -130,6 +138,9 @@ class PosteriorTrace:
         if self.episode_start is None:
             is_first = np.arange(self.n_steps) == 0
             self.episode_start = np.where(self.inside, is_first, np.nan).astype(np.float32)
+        for name in TASK_COLUMNS:
+            if getattr(self, name) is None:
+                setattr(self, name, np.full(self.reward.shape, np.nan, dtype=np.float32))
 
     @property
     def n_trials(self) -> int:
@@ -170,9 +181,9 @@ class PosteriorTrace:
         return 2.0 * self.kl_mean / self.latent_dim
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All arrays of steps by name: those of ``COLUMNS``, then the environment's metrics as ``metrics/NAME``."""
+        """All arrays of steps by name: the trace's own, then the environment's metrics as ``metrics/NAME``."""
         metrics = {METRICS + name: array for name, array in self.metrics.items()}
-        return {**{name: getattr(self, name) for name in COLUMNS}, **metrics}
+        return {**{name: getattr(self, name) for name in (*COLUMNS, *TASK_COLUMNS)}, **metrics}
 
     def flatten(self) -> dict[str, np.ndarray]:
         """One row for each step played: ``trial`` and ``step`` (both from 0), then :meth:`columns`, each (rows,)."""
@@ -236,8 +247,8 @@ class PosteriorTrace:
                 raise ValueError(f"it has format {header['format']!r}, this version reads {readable}")
             names = ["lengths", "complete", *COLUMNS, *_DERIVED[:2]]
             own = {name: arrays[name] for name in names if header["format"] > 1 or name not in _DERIVED}
-            # Written since there are trials of several episodes
-            own["returns_by_episode"] = arrays.get("returns_by_episode")
+            # Written since there are trials of several episodes, and read-outs
+            own.update({name: arrays.get(name) for name in ("returns_by_episode", *TASK_COLUMNS)})
             examples = None
             if "examples/trials" in arrays:
                 examples = ExampleTrials(*(arrays[f"examples/{name}"] for name in ExampleTrials._fields))
@@ -265,6 +276,10 @@ def posterior_trace(
     fixed in advance. An interrupt (Ctrl-C) ends the recording and keeps what there is, also the trials then under
     way.
 
+    Where the environment reports its task (an attribute ``task``, as the built-in tasks and trials have it), the moves
+    of the belief about the task are recorded too: :class:`~sb3_laplace.evaluation.task_moves.TaskMoves` says how, and
+    what is kept in memory for it. ``settings["task_readout"]`` says how well the task is read out, or why it is not.
+
     The environment is reset first. With ``VecNormalize`` observations are normalized as in training, its statistics
     are not updated, and rewards are the environment's own. If it is the environment that the agent trains on, training
     goes on with a reset.
@@ -284,7 +299,8 @@ def posterior_trace(
     check_integer("n_examples", n_examples, minimum=0)
     env = player_env(model, env)
     settings = settings_of(model, env)
-    player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic))
+    act = partial(model.policy.act, deterministic=deterministic)
+    player = Player(model, env, n_trials, act, asks_tasks=not model.policy.latent_layer.is_point)
     recorder = TraceRecorder(player, n_trials, n_examples)
     interrupted = False
     with _progress(n_trials, progress_bar) as bar, contextlib.closing(player.play()) as steps:
@@ -300,7 +316,7 @@ def posterior_trace(
     if interrupted:
         complete = own["complete"]
         warnings.warn(f"Interrupted: kept {complete.sum()} of {n_trials} trials, and {(~complete).sum()} in part.")
-    settings.update(deterministic=deterministic, interrupted=interrupted)
+    settings.update(deterministic=deterministic, interrupted=interrupted, task_readout=recorder.task_readout)
     if recorder.action_scale is not None:
         settings["action_scale"] = recorder.action_scale
     return PosteriorTrace(

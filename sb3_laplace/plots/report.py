@@ -65,8 +65,9 @@ _PLOTS = (
     (
         "moves",
         "Moved and claimed",
-        "How far the mean moves, and how far it would if the precision were right. Moved above claimed: "
-        "overconfident; below: underconfident.",
+        "How far the mean moves, and how far it would if the precision were right: in the linear read-out of the task "
+        "where all agents have one (moved above claimed: overconfident; below: underconfident), else in the whole "
+        "latent, which also holds what is no task.",
     ),
     (
         "calibration",

@@ -190,19 +190,28 @@ def jacobian_norm(traces: Traces) -> Figure | None:
 
 
 def moves(traces: Traces) -> Figure | None:
-    """How far the mean moved, and how far it would if the precision were right, by step (both averages)."""
+    """How far the mean moved, and how far it would if the precision were right, by step (both averages).
+
+    In the read-out of the task where all agents have one, else in the latent.
+    """
     figure, (axes,) = new_figure()
     drawn = False
+    reads_task = all(np.isfinite(trace.task_expected_move).any() for trace in traces.values())
     for color, (name, trace) in zip(_colors(traces), traces.items(), strict=True):
-        if not np.isfinite(trace.move[:, 1:]).any() or not np.isfinite(trace.expected_move[:, 1:]).any():
+        moved, claimed = trace.move, trace.expected_move
+        if reads_task:
+            kept = np.isfinite(trace.task_move).any(1)
+            moved, claimed = trace.task_move[kept], trace.task_expected_move[kept]
+        if not np.isfinite(moved[:, 1:]).any() or not np.isfinite(claimed[:, 1:]).any():
             continue
-        for values, style, kind in ((trace.move, "-", "moved"), (trace.expected_move, "--", "claimed")):
+        for values, style, kind in ((moved, "-", "moved"), (claimed, "--", "claimed")):
             # The first step is no update: the prior's mean is no estimate
             steps, mean, _, _ = mean_and_spread(values[:, 1:])
             label = kind if len(traces) == 1 else f"{name}: {kind}"
             axes.plot(steps + 1, mean, style, color=color, label=label)
         drawn = True
-    axes.set(xlabel="step of the trial", ylabel="squared move / D, in units of $q_{t-1}$")
+    label = "squared move of the task / its variance" if reads_task else "squared move / D, in units of $q_{t-1}$"
+    axes.set(xlabel="step of the trial", ylabel=label)
     set_log(axes)
     if drawn:
         axes.legend(frameon=False, fontsize="small")

@@ -69,7 +69,7 @@ def calibrate_posterior(
 
     Held-out trials are played once with the model as it is. Half of them fit ``prior_mean``, ``prior_std`` (one for
     each latent unit) and ``noise_std``, see :func:`~sb3_laplace.posthoc.empirical_bayes.fit_posterior`; the other half
-    tell how the ratio of :func:`~sb3_laplace.evaluation.diagnostics.judge_overconfidence` changed. Where the
+    tell how the ratio of :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence` changed. Where the
     environment reports its task, the ratio is that of the linear read-out of the task, else that of the whole latent.
     The values are set on the model and saved with it.
 
