@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,30 @@ def test_moved_to_claimed() -> None:
     constant = Recorder()
     small_model(policy_kwargs={"posterior": "constant_variance"}).learn(10, callback=[PosteriorCallback(), constant])
     assert "moved_to_claimed" not in constant.posterior
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "expected"),
+    [
+        ({"posterior_kwargs": {"prior_std": 1e-3}}, True),
+        ({"posterior_kwargs": {"prior_std": 1e-3, "covariance": "full"}}, True),
+        ({"posterior_kwargs": {"prior_std": 3.0}}, False),
+        ({"posterior_kwargs": {"prior_std": 1e-3, "normalize": True}}, False),
+        ({"posterior": "constant_variance"}, False),
+        ({"posterior": "point"}, False),
+    ],
+)
+def test_a_nearly_constant_posterior_is_said_to_be_one_at_the_end(policy_kwargs: dict, expected: bool) -> None:
+    """Once for each training, and only of 30 trials or more."""
+    callback = PosteriorCallback(n_watched=2)
+    model = small_model(policy_kwargs=policy_kwargs)
+    randomize(model.policy)
+    for n_steps, is_enough in ((140, False), (300, True), (150, True)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(n_steps, callback=callback)
+        said = [str(one.message) for one in caught if "nearly constant" in str(one.message)]
+        assert len(said) == (expected and is_enough), n_steps
 
 
 @pytest.mark.parametrize("batch_size", [1, 200])

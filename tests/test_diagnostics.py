@@ -306,6 +306,44 @@ def test_parts_of_trials_of_unequal_lengths() -> None:
     assert numbers["reward_per_step_late"].value == 1
 
 
+# -- a posterior that hardly changes ------------------------------------------------------------------------
+
+
+def with_growth(growth: float, posterior: str = "LaplacePosterior", **kwargs: Any) -> PosteriorTrace:
+    """A trace of a posterior whose precision grows by a factor 1 + growth from the first step to the last."""
+    trace = conjugate_update()
+    trace.settings = {"posterior": posterior, "posterior_kwargs": kwargs}
+    trace.entropy[:] = 7.0 - 0.5 * DIM * math.log(1.0 + growth) * np.linspace(0, 1, 30)
+    return trace
+
+
+def test_a_nearly_constant_posterior_is_said_to_be_one() -> None:
+    (note,) = diagnose(with_growth(0.009)).notes
+    assert note.startswith(
+        "This posterior is nearly constant, its precision grows by 0.9% within a trial: it can learn"
+    )
+    assert note.count(". ") == 0
+    diagnosis = diagnose(with_growth(0.0))
+    assert "grows by 0% within" in diagnosis.notes[0]
+    assert "This posterior is nearly constant" in diagnosis.table()
+    assert diagnosis.to_dict()["notes"] == diagnosis.notes
+
+
+def test_no_false_alarm_of_constancy() -> None:
+    assert diagnose(with_growth(0.011)).notes == []
+    assert diagnose(conjugate_update()).notes == []
+    # These are constant by design
+    for posterior in ("ConstantVariancePosterior", "PointPosterior", "VariationalPosterior"):
+        assert diagnose(with_growth(0.0, posterior)).notes == []
+    assert diagnose(with_growth(0.0, normalize=True)).notes == []
+    # The memory starts afresh at the last step: what was learned before counts
+    trace = with_growth(0.5)
+    trace.entropy[:, 29] = 7.0
+    assert diagnose(trace).notes == []
+    trace.complete[MIN_TRIALS - 1 :] = False
+    assert diagnose(trace).notes == []
+
+
 # -- bootstrap, output --------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Callbacks that watch the posterior while an agent trains."""
 
 import warnings
+from collections import deque
 from types import ModuleType
 
 import numpy as np
@@ -10,7 +11,9 @@ from stable_baselines3.common.logger import Image, TensorBoardOutputFormat
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
-from sb3_laplace.posteriors import PosteriorStep
+from sb3_laplace.evaluation.constancy import constancy
+from sb3_laplace.evaluation.findings import MIN_TRIALS
+from sb3_laplace.posteriors import LaplacePosterior, PosteriorStep
 from sb3_laplace.posteriors.gaussian import Gaussian
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
 from sb3_laplace.vec_env.infos import ignored_steps
@@ -54,6 +57,9 @@ class PosteriorCallback(BaseCallback):
       correct posterior, if its latent holds nothing but the task
       (see :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence`)
 
+    At the end of training there is a warning if a Laplace posterior is nearly constant: if its precision grew by less
+    than 1% within the last 30 trials or more (:func:`~sb3_laplace.evaluation.constancy.constancy`).
+
     Within an event callback of SB3's (``EveryNTimesteps``) each event is a rollout of its one step.
 
     A tag is left out of a rollout in which no trial starts or ends, and where it does not exist (a point has
@@ -95,6 +101,10 @@ class PosteriorCallback(BaseCallback):
         self._clear_curves()
 
     def _on_training_start(self) -> None:
+        layer = self.model.policy.latent_layer
+        self._should_grow = isinstance(layer, LaplacePosterior) and not layer.normalize
+        # Of the last rollouts: entropies at the first and the last steps of trials
+        self._ends: deque[tuple[np.ndarray, np.ndarray]] = deque()
         outputs = [output for output in self.logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
         self._has_plots = bool(outputs) and self.figure_freq > 0
         for output in outputs:
@@ -189,6 +199,7 @@ class PosteriorCallback(BaseCallback):
         for when, chosen in (("first", first), ("last", last)):
             for name in ("entropy", "kl"):
                 self._record(f"{name}_{when}_step", values[name][chosen])
+        self._keep_ends(values["entropy"][first], values["entropy"][last])
         claimed = values["expected_move"][~first].sum()
         if claimed > 0:
             dim = self.model.policy.latent_layer.latent_dim
@@ -198,6 +209,22 @@ class PosteriorCallback(BaseCallback):
         if self._plots_are_due:
             self._next_plots = self._n_rollouts + self.figure_freq
             self._record_plots()
+
+    def _keep_ends(self, first: np.ndarray, last: np.ndarray) -> None:
+        """Keep entropies of the last rollouts, as few as hold enough trials."""
+        self._ends.append((first, last))
+        while all(sum(len(ends[i]) for ends in list(self._ends)[1:]) >= MIN_TRIALS for i in range(2)):
+            self._ends.popleft()
+
+    def _on_training_end(self) -> None:
+        if not self._should_grow or not self._ends:
+            return
+        first, last = (np.concatenate(parts) for parts in zip(*self._ends, strict=True))
+        if min(len(first), len(last)) < MIN_TRIALS:
+            return
+        note = constancy(float(first.mean() - last.mean()), self.model.policy.latent_layer.latent_dim)
+        if note is not None:
+            warnings.warn(note)
 
     def _record(self, name: str, value: np.ndarray | float) -> None:
         """Log the mean of some numbers, if there are any and they exist."""

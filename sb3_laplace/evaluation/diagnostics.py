@@ -4,16 +4,18 @@ import json
 import math
 import os
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
+from sb3_laplace.evaluation.constancy import constancy
 from sb3_laplace.evaluation.findings import MIN_TRIALS, MORE_TRIALS, NOT_APPLICABLE, UNDECIDED, Finding, Trials
 from sb3_laplace.evaluation.overconfidence import judge_overconfidence
 from sb3_laplace.evaluation.traces import PosteriorTrace
+from sb3_laplace.posteriors import LaplacePosterior
 
 # What has come down by less than a tenth has not gone down
 _LESS = 0.9
@@ -33,12 +35,14 @@ class Diagnosis:
     :param n_trials: number of complete trials that they rest on
     :param confidence_level: of the intervals
     :param settings: those of the trace
+    :param notes: what else is to be said, a sentence each: that the posterior is nearly constant
     """
 
     findings: dict[str, Finding]
     n_trials: int
     confidence_level: float
     settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """The verdicts as a table of text, each with its numbers below."""
@@ -49,6 +53,8 @@ class Diagnosis:
             shown = [(name, number) for name, number in finding.numbers.items() if math.isfinite(number.value)]
             lines += [f"    {name.replace('_', ' '):<{width - 4}}  {number}" for name, number in shown]
             lines += textwrap.wrap(finding.meaning, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+        for note in self.notes:
+            lines += textwrap.wrap(note, _WIDTH)
         level = f"{100 * self.confidence_level:g}%"
         lines.append(f"({self.n_trials} complete trials; {level} bootstrap confidence intervals over trials)")
         return "\n".join(lines)
@@ -85,7 +91,9 @@ def diagnose(
     fewer than :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is
     every other at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no
     estimate. The early part of a trial is the first third of the steps after the first, the late part the last third.
-    Overconfidence is judged in the linear read-out of the task where the trace has one, and its finding says so.
+    Overconfidence is judged in the linear read-out of the task where the trace has one, and its finding says so. A
+    Laplace posterior whose precision grows by less than 1% within a trial is said to be nearly constant
+    (:func:`~sb3_laplace.evaluation.constancy.constancy`).
 
     :param trace: the trace
     :param n_bootstrap: number of bootstrap resamples
@@ -106,7 +114,22 @@ def diagnose(
         "policy_calibration": judge_policy_calibration,
     }
     findings = {name: judge(data) for name, judge in judges.items()}
-    return Diagnosis(findings, data.n_trials, confidence_level, trace.settings)
+    return Diagnosis(findings, data.n_trials, confidence_level, trace.settings, _notes(data))
+
+
+def _notes(data: Trials) -> list[str]:
+    """What is said of a Laplace posterior that hardly learns. (One that is normalized has a precision that need not
+    grow, others claim nothing, or another thing.)"""
+    trace = data.trace
+    is_laplace = trace.settings.get("posterior") == LaplacePosterior.__name__
+    is_normalized = (trace.settings.get("posterior_kwargs") or {}).get("normalize", False)
+    if not is_laplace or is_normalized or not data.enough or not data.exists(trace.entropy):
+        return []
+    entropy = data.get(trace.entropy)
+    # Where the memory starts afresh within a trial, the precision is lowest again: the trial's lowest entropy counts
+    fall = float((entropy[:, 0] - np.nanmin(entropy, axis=1)).mean())
+    note = constancy(fall, trace.latent_dim)
+    return [] if note is None else [note]
 
 
 def judge_performance(data: Trials) -> Finding:

@@ -170,7 +170,13 @@ def _verdicts(diagnoses: Mapping[str, Diagnosis]) -> str:
         rows.append(f"<tr><td>{html.escape(question)}</td>{cells}</tr>")
     level = f"{100 * first.confidence_level:g}%"
     note = f"In brackets: {level} confidence intervals (bootstrap over trials)."
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div><p class="numbers">{note}</p>'
+    notes = "".join(
+        f"<p>{html.escape(text if len(names) == 1 else f'{name}: {text}')}</p>"
+        for name, diagnosis in diagnoses.items()
+        for text in diagnosis.notes
+    )
+    table = f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return f'{table}<p class="numbers">{note}</p>{notes}'
 
 
 def _verdict(diagnosis: Diagnosis, key: str) -> str:
