@@ -8,9 +8,13 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, calibrate_posterior, make_vec_env
+from sb3_laplace.posteriors import PosteriorStep, StepInputs
+from sb3_laplace.posthoc import calibrate_posterior as calibration
 from sb3_laplace.posthoc.empirical_bayes import Recording, fit_posterior, ratios
 from tests.helpers import RandomEnv
 from tests.test_laplace_recurrent_ppo import small_model
+
+BANDIT = "sb3_laplace/DirichletBandit-v0"
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -82,6 +86,73 @@ def test_without_a_task_it_is_the_latent_and_the_environment_is_left_as_it_was()
     np.testing.assert_array_equal(env.obs_rms.mean, statistics)
 
 
+@pytest.mark.parametrize(
+    "kwargs", [{"window": 3}, {"factorization": "stationary"}, {"factorization": "stationary", "covariance": "full"}]
+)
+def test_windows(kwargs: dict) -> None:
+    """Their precision is a sum of evidence too, if another one: played again, the same trials are as was foretold."""
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 10})
+    policy_kwargs = {"latent_dim": 4, "posterior_kwargs": {"prior_std": 1.0, **kwargs}}
+    model = small_model(env, n_steps=20, batch_size=80, learning_rate=3e-3, policy_kwargs=policy_kwargs).learn(320)
+    result = calibrate_posterior(model, env, n_trials=64, deterministic=True, seed=3)
+    again = calibrate_posterior(model, env, n_trials=64, deterministic=True, seed=3)
+    np.testing.assert_allclose(list(again.before.values()), list(result.after.values()), rtol=0.03)
+
+
+def test_a_window_that_loses_what_it_learned() -> None:
+    """Of a short window no more is known late than early, so that no noise makes the last third learn."""
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 30})
+    kwargs = {"latent_dim": 4, "posterior_kwargs": {"prior_std": 1.0, "factorization": "stationary", "window": 2}}
+    model = small_model(env, policy_kwargs=kwargs)
+    before = model.policy.latent_layer.prior_std, model.policy.latent_layer.noise_std
+    with pytest.raises(ValueError, match="does not grow in every third of a trial: no noise can be fitted"):
+        calibrate_posterior(model, env, n_trials=64)
+    assert (model.policy.latent_layer.prior_std, model.policy.latent_layer.noise_std) == before
+
+
+def test_full_matrices_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the memory every other trial is forgotten, and of diagonal ones none."""
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 10})
+    # 4 * 4 units, 10 steps: 640 bytes a trial
+    monkeypatch.setattr(calibration, "_MEMORY", 640 * 50)
+    for covariance, n_kept in (("full", 50), ("diagonal", 200)):
+        kwargs = {"latent_dim": 4, "posterior_kwargs": {"covariance": covariance, "prior_std": 1.0}}
+        model = small_model(env, policy_kwargs=kwargs)
+        result = calibrate_posterior(model, env, n_trials=200)
+        assert result.n_fitted + result.n_reported == n_kept
+    monkeypatch.setattr(calibration, "_MEMORY", 640 * 15)
+    model = small_model(env, policy_kwargs={"latent_dim": 4, "posterior_kwargs": {"covariance": "full"}})
+    with pytest.raises(ValueError, match="takes 20 complete trials of at least 4 steps whose posteriors fit in 0 MB"):
+        calibrate_posterior(model, env, n_trials=200)
+
+
+def test_too_few_trials_that_are_long_enough() -> None:
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 3})
+    with pytest.raises(ValueError, match=r"takes 20 complete trials of at least 4 steps.*here are 0 \(n_trials=40\)"):
+        calibrate_posterior(small_model(env), env, n_trials=40)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("mean", "The policy's action logits are not finite"), ("precision", "its means or precisions hold NaN")],
+)
+def test_a_posterior_that_is_not_finite(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 6})
+    model = small_model(env, policy_kwargs={"latent_dim": 4})
+    layer = model.policy.latent_layer
+    step = layer.step
+
+    def broken(given: StepInputs) -> PosteriorStep:
+        result = step(given)
+        getattr(result.posterior, part)[3, 1] = np.nan
+        return result
+
+    monkeypatch.setattr(layer, "step", broken)
+    with pytest.raises(ValueError, match=message):
+        calibrate_posterior(model, env, n_trials=40, deterministic=True)
+    assert layer.noise_std == 1.0
+
+
 def test_errors() -> None:
     for posterior in ("point", "variational"):
         model = small_model(policy_kwargs={"posterior": posterior})
@@ -92,7 +163,7 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match=f"with {name}=True cannot be calibrated"):
             calibrate_posterior(model, model.env)
     model = small_model(policy_kwargs={"posterior_kwargs": {"factorization": "stationary", "damping": 1.0}})
-    with pytest.raises(ValueError, match="The prior has no effect"):
+    with pytest.raises(ValueError, match="prior_std has no effect on"):
         calibrate_posterior(model, model.env)
     model = small_model()
     with pytest.raises(ValueError, match="n_trials must be an integer >= 20, got 4"):

@@ -12,9 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_choice, check_integer, check_positive
-from sb3_laplace.evaluation.player import Player, distribution_at, draw_latents, forked_random, player_env
+from sb3_laplace.evaluation.player import Player, distribution_at, draw_latents, player_env
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import LaplacePosterior
+from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
 
 
 class Calibration(NamedTuple):
@@ -68,15 +69,7 @@ def calibrate_prior_std(
     :raises ValueError: if an argument is out of range, the environment does not fit the agent, the model's posterior
         is no Laplace posterior or one on which prior_std has no effect, or a score is not finite
     """
-    layer = model.policy.latent_layer
-    if not isinstance(layer, LaplacePosterior):
-        raise ValueError(f"model must have a Laplace posterior, got {type(layer).__name__}.")
-    if layer.factorization == "stationary" and layer.damping is not None:
-        raise ValueError(
-            "prior_std has no effect on the model's posterior: it is stationary with an explicit "
-            f"damping = {layer.damping!r}, which takes the place of the prior's precision. Calibrate a model whose "
-            "damping is None."
-        )
+    layer = laplace_layer(model)
     candidates = np.sort([check_positive("prior_stds", value) for value in prior_stds])
     if len(candidates) == 0:
         raise ValueError("prior_stds must hold at least one value, got none.")
@@ -143,7 +136,7 @@ def _scores(
         return step._replace(actions=actions.reshape(step.actions.shape))
 
     player = Player(model, env, n_trials, act)
-    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+    with held_out_trials(player, seed) as steps:
         for played in steps:
             log_likelihoods[played.rows[played.counts]] += of_step[played.counts]
     return player.returns if criterion == "return" else log_likelihoods / player.lengths

@@ -1,22 +1,20 @@
 """Setting prior and observation noise of an agent so that its belief moves as much as it claims to learn."""
 
-import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
-import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
-from sb3_laplace.evaluation.player import Player, forked_random, player_env
-from sb3_laplace.policies.types import PolicyStep, RecurrentStates
+from sb3_laplace.evaluation.player import Player, player_env
 from sb3_laplace.posteriors import LaplacePosterior
 from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, fit_posterior, ratios
-from sb3_laplace.readout import ReadoutMoments, TaskEncoder, reported_tasks
+from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
+from sb3_laplace.readout import ReadoutMoments, TaskEncoder
 
 # Fewest trials of each half, and fewest steps of a trial to have three thirds
 _MIN_HALF = 10
@@ -58,6 +56,19 @@ class PosteriorCalibration:
         return "\n".join(lines)
 
 
+def calibratable_layer(model: LaplaceRecurrentPPO) -> LaplacePosterior:
+    """The model's latent layer, one that :func:`calibrate_posterior` can set prior and noise of.
+
+    :param model: the model
+    :raises ValueError: if it is none
+    """
+    layer = laplace_layer(model)
+    for name in ("sum_means", "normalize"):
+        if getattr(layer, name):
+            raise ValueError(f"A posterior with {name}=True cannot be calibrated: its precision is no sum of evidence.")
+    return layer
+
+
 def calibrate_posterior(
     model: LaplaceRecurrentPPO,
     env: VecEnv | gym.Env,
@@ -88,7 +99,7 @@ def calibrate_posterior(
         Laplace posterior or none that a prior and noise can calibrate, there are too few complete trials of at least
         4 steps, the posterior is not finite, or it does not move or learn
     """
-    layer = _check_layer(model)
+    layer = calibratable_layer(model)
     check_integer("n_trials", n_trials, minimum=2 * _MIN_HALF)
     env = player_env(model, env)
     trials = _record(model, layer, env, n_trials, deterministic, seed)
@@ -129,38 +140,15 @@ class _Trial:
     tasks: np.ndarray | None
 
 
-def _check_layer(model: LaplaceRecurrentPPO) -> LaplacePosterior:
-    layer = model.policy.latent_layer
-    if not isinstance(layer, LaplacePosterior):
-        raise ValueError(f"model must have a Laplace posterior, got {type(layer).__name__}.")
-    for name in ("sum_means", "normalize"):
-        if getattr(layer, name):
-            raise ValueError(f"A posterior with {name}=True cannot be calibrated: its precision is no sum of evidence.")
-    if layer.factorization == "stationary" and layer.damping is not None:
-        raise ValueError(
-            "The prior has no effect on the model's posterior: it is stationary with an explicit "
-            f"damping = {layer.damping!r}. Calibrate a model whose damping is None."
-        )
-    return layer
-
-
 def _record(
     model: LaplaceRecurrentPPO, layer: LaplacePosterior, env: VecEnv, n_trials: int, deterministic: bool, seed: int
 ) -> list[_Trial]:
     """Play the trials; the complete ones that are long enough and were not forgotten."""
-    tasks: np.ndarray | None = None
-
-    def act(obs: PyTorchObs, states: RecurrentStates, starts: th.Tensor) -> PolicyStep:
-        nonlocal tasks
-        # Before the step, which may begin another trial
-        tasks = reported_tasks(env)
-        return model.policy.act(obs, states, starts, deterministic=deterministic)
-
     prior = layer.prior(1).precision.double().cpu().numpy()
     kept: dict[int, list[tuple]] = {}
     stride, n_bytes = 1, 0
-    player = Player(model, env, n_trials, act)
-    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+    player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic), asks_tasks=True)
+    with held_out_trials(player, seed) as steps:
         for played in steps:
             posterior = played.step.posterior.posterior
             means = posterior.mean.double().cpu().numpy()
@@ -169,8 +157,9 @@ def _record(
                 row = int(played.rows[i])
                 if row % stride:
                     continue
-                task = None if tasks is None else tasks[i]
-                kept.setdefault(row, []).append((means[i], added[i].astype(np.float32), bool(played.starts[i]), task))
+                task = None if played.tasks is None else played.tasks[i]
+                start = bool(played.starts[i])
+                kept.setdefault(row, []).append((means[i].copy(), added[i].astype(np.float32), start, task))
                 n_bytes += 4 * math.prod(added.shape[1:])
             while n_bytes > _MEMORY and added.ndim == 3 and stride < n_trials:
                 stride *= 2
