@@ -16,7 +16,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
-from sb3_laplace.cli.main import load_agent, main, make_env, parse_env_kwargs
+from sb3_laplace.cli.agents import load_agent, make_env, parse_env_kwargs
+from sb3_laplace.cli.main import main
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from tests.helpers import RandomEnv
 
@@ -47,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments: dict[str, Any] = {"policy_kwargs": POLICY_KWARGS, "seed": 0, "device": "cpu"}
     LaplaceRecurrentPPO("LaplaceLstmPolicy", env, **arguments).save(folder / "ours.zip")
     RecurrentPPO("MlpLstmPolicy", env, **arguments).save(folder / "recurrent.zip")
+    point = {**arguments, "policy_kwargs": {**POLICY_KWARGS, "posterior": "point"}}
+    LaplaceRecurrentPPO("LaplaceLstmPolicy", env, **point).save(folder / "point.zip")
     PPO("MlpPolicy", env, device="cpu").save(folder / "ppo.zip")
     (folder / "text.zip").write_text("no zip")
     whole = (folder / "ours.zip").read_bytes()
@@ -103,6 +106,70 @@ def test_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
         "ours (2)",
     ]
     assert "recurrent on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent", ["ours", "recurrent"])
+def test_calibrate(agent: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Fitted to other trials, then judged on the same as before, and saved."""
+    env = ("--env", BANDIT, "--env-kwargs", "trial_length=12", "--deterministic")
+    assert run(folder / f"{agent}.zip", *env, "--calibrate", "--out", tmp_path, n_trials=40) == 0
+    printed = capsys.readouterr().out
+    assert f"{agent} on {BANDIT}" in printed
+    assert f"{agent}-calibrated on {BANDIT}" in printed
+    assert "Moved to claimed (task space)" in printed
+    assert f"Calibrated model: {tmp_path / f'{agent}-calibrated.zip'}" in printed
+    traces = [PosteriorTrace.load(tmp_path / name) for name in ("trace.npz", f"trace-{agent}-calibrated.npz")]
+    # The mean, which it acts on, is what it was
+    np.testing.assert_array_equal(traces[0].reward, traces[1].reward)
+    assert not np.allclose(traces[0].entropy, traces[1].entropy)
+    document = json.loads((tmp_path / "diagnosis.json").read_text(), parse_constant=pytest.fail)
+    calibration = document["calibration"]
+    assert (calibration["n_fitted"], calibration["n_reported"]) == (20, 20)
+    assert list(calibration["after"]) == ["all", "early", "middle", "late"]
+    layer = load_agent(tmp_path / f"{agent}-calibrated", "cpu", weights_only=True).policy.latent_layer
+    assert layer.noise_std == calibration["noise_std"]
+    assert list(layer.prior_std) == calibration["prior_std"]
+    numbers = [document["agents"][name]["findings"]["overconfidence"]["numbers"] for name in document["agents"]]
+    before, after = (abs(np.log(number["moved_to_claimed"]["value"])) for number in numbers)
+    assert after < before
+    report = (tmp_path / "report.html").read_text()
+    assert "Set: noise std" in report
+    assert f"<th>{agent}-calibrated</th>" in report
+
+
+def test_a_calibration_is_of_other_trials(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def spy(*arguments: Any) -> Any:
+        seeds.append(arguments[2])
+        return make_env(*arguments)
+
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.make_env", spy)
+    arguments = (folder / "ours.zip", "--env", BANDIT, "--env-kwargs", "trial_length=8", "--calibrate")
+    assert run(*arguments, "--out", tmp_path, "--seed", 7, n_trials=40) == 0
+    # The look at the environment, before, the calibration, after: none of its 40 environments has a seed of another's
+    assert seeds[:2] == [7, 7]
+    assert seeds[3] == 7
+    assert min((seeds[2] - 7) % 2**32, (7 - seeds[2]) % 2**32) > 40
+
+
+def test_a_calibration_that_fails_keeps_what_was_played(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ("--env", BANDIT, "--env-kwargs", "trial_length=3", "--calibrate")
+    assert run(folder / "ours.zip", *env, "--out", tmp_path / "a") == 2
+    assert "error: --calibrate: Calibration takes 20 complete trials of at least 4 steps" in capsys.readouterr().err
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.calibrate_posterior", interrupted)
+    assert run(folder / "ours.zip", *env, "--out", tmp_path / "b") == 130
+    assert "Interrupted: not calibrated." in capsys.readouterr().err
+    for out in "ab":
+        assert PosteriorTrace.load(tmp_path / out / "trace.npz").complete.all()
+        assert list(json.loads((tmp_path / out / "diagnosis.json").read_text())) == ["agents"]
+        assert not list((tmp_path / out).glob("*.zip"))
 
 
 def test_a_recurrent_ppo_agent_acts_as_before(folder: Path) -> None:
@@ -163,7 +230,7 @@ def test_an_agent_of_other_observations_is_named(
 
 
 def test_bugs_keep_their_traceback(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", lambda *_, **__: np.zeros(2) + np.zeros(3))
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.posterior_trace", lambda *_, **__: np.zeros(2) + np.zeros(3))
     with pytest.raises(ValueError, match="broadcast"):
         run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path)
 
@@ -175,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(
         raise PermissionError("not here")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("sb3_laplace.cli.main.posterior_trace", None)
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.posterior_trace", None)
     assert run(folder / "ours.zip", "--env", BANDIT, "--out", tmp_path) == 2
     assert capsys.readouterr().err == "sb3-laplace: error: --out: not here\n"
 
@@ -213,6 +280,9 @@ def test_env_kwargs() -> None:
         (["ours.zip", "--env", BANDIT, "--n-trials", "many"], "--n-trials: invalid int value: 'many'"),
         (["ours.zip", "--env", BANDIT, "--env-kwargs", "a:0.3"], "NAME=VALUE, got 'a:0.3'"),
         (["ours.zip"], "required: --env"),
+        (["point.zip", "--env", BANDIT, "--calibrate"], "must have a Laplace posterior, got PointPosterior"),
+        (["trace.npz", "--env", BANDIT, "--calibrate"], "--calibrate takes a model, and 'trace.npz' is a trace"),
+        (["ours.zip", "--env", BANDIT, "--calibrate", "--n-trials", "19"], "--n-trials of at least 20, got 19"),
         (["ours.zip", "--env", BANDIT, "--out", "text.zip"], "--out: .*text.zip"),
         (["ours.zip", "--env", BANDIT, "--env-kwargs", "trial_length=100001"], "Trials of 100001 steps .* GiB"),
     ],
@@ -248,7 +318,7 @@ def test_an_interrupt_before_anything(folder: Path, capsys: pytest.CaptureFixtur
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sb3_laplace.cli.main.load_agent", interrupted)
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.load_agent", interrupted)
     assert run(folder / "ours.zip", "--env", BANDIT) == 130
     assert capsys.readouterr().err == "sb3-laplace: interrupted\n"
 

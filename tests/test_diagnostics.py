@@ -125,6 +125,9 @@ def test_thirds_are_judged_each_by_itself() -> None:
     assert list(numbers) == [f"moved_to_claimed{part}" for part in ("", "_early", "_middle", "_late")]
     ratios = [number.value for number in list(numbers.values())[1:]]
     assert ratios == pytest.approx([0.5, 3.0, 9.0], rel=0.05)
+    meaning = diagnose(trace).findings["overconfidence"].meaning
+    assert meaning.endswith(" Early underconfident, then overconfident, late overconfident.")
+    assert "Early" not in diagnose(conjugate_update()).findings["overconfidence"].meaning
 
 
 def test_trials_without_a_read_out_do_not_count_in_it() -> None:

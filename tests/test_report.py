@@ -1,6 +1,7 @@
 """The report and its figures: one file that needs no other, and curves that show what they should."""
 
 import base64
+import dataclasses
 import re
 import sys
 from html.parser import HTMLParser
@@ -62,8 +63,8 @@ def test_one_file_that_needs_no_other(traces: dict[str, PosteriorTrace], tmp_pat
     page = written(traces, tmp_path / "report.html")
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
-    # Eight figures of all agents, and the examples of each
-    assert len(sources) == 10
+    # Nine figures of all agents, and the examples of each
+    assert len(sources) == 11
     for source in sources:
         assert source is not None
         assert source.startswith("data:image/svg+xml;base64,")
@@ -93,6 +94,53 @@ def test_a_point_alone_has_fewer_figures(traces: dict[str, PosteriorTrace], tmp_
     assert "Cumulative regret, or reward" in titles
     assert "Entropy" not in titles
     assert "Moved and claimed" not in titles
+    assert "Moved over claimed, by part of a trial" not in titles
+
+
+def test_the_table_of_a_calibration(traces: dict[str, PosteriorTrace], tmp_path: Path) -> None:
+    diagnoses = {name: diagnose(trace) for name, trace in traces.items()}
+    assert "Calibration" not in written(traces, tmp_path / "report.html").text.replace("Calibration of the policy", "")
+    write_report(tmp_path / "report.html", traces, diagnoses, "Set: noise < 3\n  all  1 < 2")
+    page = Tags((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Set: noise < 3\n  all  1 < 2" in page.text
+    assert "read the thirds" in page.text
+
+
+def with_read_out(trace: PosteriorTrace) -> PosteriorTrace:
+    rng = np.random.default_rng(0)
+    moves = {name: rng.uniform(0.01, 0.1, trace.reward.shape) for name in ("task_move", "task_expected_move")}
+    return dataclasses.replace(trace, **moves)
+
+
+def test_moves_are_of_the_task_where_there_is_a_read_out(traces: dict[str, PosteriorTrace]) -> None:
+    trace = with_read_out(traces["<b>laplace</b>"])
+    # A point claims nothing, and is not drawn
+    for label, shown in (("one: claimed", {"one": trace, "point": traces["point"]}), ("claimed", {"one": trace})):
+        figure = plots.moves(shown)
+        np.testing.assert_allclose(line(figure, label)[1], np.nanmean(trace.task_expected_move[:, 1:], axis=0))
+        assert figure is not None
+        assert figure.axes[0].get_ylabel() == "squared move of the task / its variance"
+    forgotten = dataclasses.replace(trace, task_move=trace.task_move.copy())
+    forgotten.task_move[1:] = np.nan
+    np.testing.assert_allclose(line(plots.moves({"one": forgotten}), "moved")[1], trace.task_move[0, 1:])
+    latent = dataclasses.replace(trace, task_move=None, task_expected_move=None)
+    figure = plots.moves({"one": trace, "two": latent})
+    np.testing.assert_allclose(line(figure, "one: moved")[1], trace.move[:, 1:].mean(0), rtol=1e-6)
+
+
+def test_ratios_by_part(traces: dict[str, PosteriorTrace]) -> None:
+    trace = with_read_out(traces["<b>laplace</b>"])
+    diagnoses = {"read": diagnose(trace), "whole": diagnose(dataclasses.replace(trace, task_expected_move=None))}
+    diagnoses["point"] = diagnose(traces["point"])
+    figure = plots.ratios(diagnoses)
+    assert figure is not None
+    containers = figure.axes[0].containers
+    assert [one.get_label() for one in containers] == ["read, in the task's read-out", "whole, in the latent"]
+    for container, name in zip(containers, diagnoses, strict=False):
+        expected = [number.value for number in diagnoses[name].findings["overconfidence"].numbers.values()]
+        np.testing.assert_allclose(container[0].get_ydata(), expected)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["all", "early", "middle", "late"]
+    assert plots.ratios({"point": diagnoses["point"]}) is None
 
 
 def test_without_matplotlib(traces: dict[str, PosteriorTrace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

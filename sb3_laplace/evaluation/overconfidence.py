@@ -51,7 +51,7 @@ def judge_overconfidence(data: Trials) -> Finding:
     the ratio says nothing about the belief about a task, and the verdicts are others.
 
     ``moved_to_claimed`` is the ratio over all steps but the first, ``_early``, ``_middle`` and ``_late`` over the
-    thirds of a trial.
+    thirds of a trial. Where these have other verdicts than the whole, the meaning says which.
 
     - *overconfident* (in the latent *moves more than claimed*): the interval lies above 1.1
     - *underconfident* (*moves less than claimed*): it lies below 1 / 1.1
@@ -85,10 +85,13 @@ def judge_overconfidence(data: Trials) -> Finding:
         for part in data.parts
     }
     verdict = _verdict(numbers["moved_to_claimed"])
+    thirds = [_verdict(numbers[f"moved_to_claimed_{part}"]) for part in ("early", "middle", "late")]
+    is_even = set(thirds) == {verdict}
     readout = trace.settings.get("task_readout")
     if space == "task":
         r2 = f" (R^2 {readout['r2']:.2f})" if isinstance(readout, dict) else ""
-        return Finding(question, verdict, numbers, f"In the task's read-out{r2} {_IN_TASK[verdict]}", space)
+        shape = "" if is_even else f" Early {thirds[0]}, then {thirds[1]}, late {thirds[2]}."
+        return Finding(question, verdict, numbers, f"In the task's read-out{r2} {_IN_TASK[verdict]}{shape}", space)
     reason = readout if isinstance(readout, str) else "the trace has no read-out of the task"
     if isinstance(readout, dict):
         reason = f"a verdict on a read-out of the task takes {MIN_TRIALS} trials, which the trace does not have"

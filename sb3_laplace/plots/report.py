@@ -30,6 +30,7 @@ td { overflow-wrap: anywhere; min-width: 9.5rem; }
 .numbers span { display: inline-block; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 1.5rem; }
 .examples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 560px)); }
+pre { overflow-x: auto; font-size: 0.85rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 0.85rem; color: #444; margin-top: 0.25rem; }
@@ -80,9 +81,17 @@ _PLOTS = (
     ("jacobian_norm", "Norm of the Jacobian", "How much each step adds to the precision."),
 )
 
+_CALIBRATION = (
+    "<h2>Calibration</h2><p>Prior and noise were fitted to other trials, of which these are the ratios. They cannot "
+    "give the ratio any shape within a trial: read the thirds.</p>"
+)
+
 
 def write_report(
-    path: str | os.PathLike, traces: Mapping[str, PosteriorTrace], diagnoses: Mapping[str, Diagnosis]
+    path: str | os.PathLike,
+    traces: Mapping[str, PosteriorTrace],
+    diagnoses: Mapping[str, Diagnosis],
+    calibration: str | None = None,
 ) -> None:
     """Write the verdicts and plots of one or several agents into one HTML file.
 
@@ -91,6 +100,7 @@ def write_report(
     :param path: the file
     :param traces: traces by the agents' names
     :param diagnoses: diagnoses by the same names
+    :param calibration: the table of a calibration, if one of the agents is another calibrated
     :raises ImportError: if matplotlib is not installed
     """
     try:
@@ -102,6 +112,11 @@ def write_report(
         figure = getattr(plots, name)(traces)
         if figure is not None:
             parts.append(_figure(title, caption, plots.to_data_uri(figure)))
+    figure = plots.ratios(diagnoses)
+    if figure is not None:
+        title = "Moved over claimed, by part of a trial"
+        caption = "On the dotted line a posterior moves as much as it claims to; bars are confidence intervals."
+        parts.append(_figure(title, caption, plots.to_data_uri(figure)))
     examples = []
     for name, trace in traces.items():
         figure = plots.example_trials(trace)
@@ -125,6 +140,7 @@ def write_report(
             f"<p>{html.escape(_summary(traces))}</p>",
             "<h2>Verdict</h2>",
             _verdicts(diagnoses),
+            *([] if calibration is None else [_CALIBRATION, f"<pre>{html.escape(calibration)}</pre>"]),
             "<h2>Within a trial</h2>",
             "<p>Lines are means over trials, bands the middle half of the trials.</p>",
             f'<div class="plots">{"".join(parts)}</div>',

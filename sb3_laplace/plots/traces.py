@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 
-from sb3_laplace.evaluation.diagnostics import reliability_bins
+from sb3_laplace.evaluation.diagnostics import Diagnosis, reliability_bins
 from sb3_laplace.evaluation.traces import PosteriorTrace
 
 # Okabe and Ito's colours: told apart by colour-blind readers
@@ -192,11 +192,12 @@ def jacobian_norm(traces: Traces) -> Figure | None:
 def moves(traces: Traces) -> Figure | None:
     """How far the mean moved, and how far it would if the precision were right, by step (both averages).
 
-    In the read-out of the task where all agents have one, else in the latent.
+    In the read-out of the task where all agents that claim anything have one, else in the latent.
     """
     figure, (axes,) = new_figure()
     drawn = False
-    reads_task = all(np.isfinite(trace.task_expected_move).any() for trace in traces.values())
+    claiming = [trace for trace in traces.values() if np.isfinite(trace.expected_move[:, 1:]).any()]
+    reads_task = all(np.isfinite(trace.task_expected_move).any() for trace in claiming)
     for color, (name, trace) in zip(_colors(traces), traces.items(), strict=True):
         moved, claimed = trace.move, trace.expected_move
         if reads_task:
@@ -213,6 +214,29 @@ def moves(traces: Traces) -> Figure | None:
     label = "squared move of the task / its variance" if reads_task else "squared move / D, in units of $q_{t-1}$"
     axes.set(xlabel="step of the trial", ylabel=label)
     set_log(axes)
+    if drawn:
+        axes.legend(frameon=False, fontsize="small")
+    return figure if drawn else None
+
+
+def ratios(diagnoses: Mapping[str, Diagnosis]) -> Figure | None:
+    """How far the belief moves over how far it claims to, with confidence intervals, by part of a trial."""
+    figure, (axes,) = new_figure()
+    findings = {name: diagnosis.findings["overconfidence"] for name, diagnosis in diagnoses.items()}
+    drawn = {name: finding for name, finding in findings.items() if finding.numbers}
+    for i, (name, finding) in enumerate(findings.items()):
+        if name not in drawn:
+            continue
+        values, low, high = np.array(list(finding.numbers.values())).T
+        # Intervals may reach beyond 0, which has no place on the axis
+        bars = np.stack((values - np.maximum(low, 0.1 * values), high - values))
+        x = np.arange(len(values)) + 0.12 * (i - 0.5 * (len(findings) - 1))
+        space = "the task's read-out" if finding.space == "task" else "the latent"
+        axes.errorbar(x, values, bars, fmt="o", color=COLORS[i % len(COLORS)], capsize=3, label=f"{name}, in {space}")
+        parts = [part.removeprefix("moved_to_claimed").strip("_") or "all" for part in finding.numbers]
+        axes.set_xticks(np.arange(len(parts)), parts)
+    axes.axhline(1.0, color="#888888", linewidth=1, linestyle=":")
+    axes.set(xlabel="part of the trial", ylabel="moved / claimed", yscale="log")
     if drawn:
         axes.legend(frameon=False, fontsize="small")
     return figure if drawn else None

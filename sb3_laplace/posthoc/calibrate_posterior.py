@@ -1,8 +1,9 @@
 """Setting prior and observation noise of an agent so that its belief moves as much as it claims to learn."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,8 +17,9 @@ from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, fit_posterior,
 from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
 from sb3_laplace.readout import ReadoutMoments, TaskEncoder
 
-# Fewest trials of each half, and fewest steps of a trial to have three thirds
-_MIN_HALF = 10
+#: Fewest trials, half of them to be fitted to
+MIN_TRIALS = 20
+# Fewest steps of a trial to have three thirds
 _MIN_STEPS = 4
 # Curvatures kept, in bytes: beyond it every other trial is forgotten
 _MEMORY = 2**26
@@ -45,6 +47,15 @@ class PosteriorCalibration:
     space: str
     n_fitted: int
     n_reported: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in what JSON can hold; ratios that do not exist are None."""
+        result = asdict(self)
+        for name in ("prior_mean", "prior_std"):
+            result[name] = result[name].tolist()
+        for name in ("before", "after"):
+            result[name] = {part: ratio if math.isfinite(ratio) else None for part, ratio in result[name].items()}
+        return result
 
     def table(self) -> str:
         """The values set and the ratios as a table of text."""
@@ -100,13 +111,13 @@ def calibrate_posterior(
         4 steps, the posterior is not finite, or it does not move or learn
     """
     layer = calibratable_layer(model)
-    check_integer("n_trials", n_trials, minimum=2 * _MIN_HALF)
+    check_integer("n_trials", n_trials, minimum=MIN_TRIALS)
     env = player_env(model, env)
     trials = _record(model, layer, env, n_trials, deterministic, seed)
     halves = trials[::2], trials[1::2]
-    if len(halves[1]) < _MIN_HALF:
+    if len(trials) < MIN_TRIALS:
         raise ValueError(
-            f"Calibration takes {2 * _MIN_HALF} complete trials of at least {_MIN_STEPS} steps whose posteriors fit in "
+            f"Calibration takes {MIN_TRIALS} complete trials of at least {_MIN_STEPS} steps whose posteriors fit in "
             f"{_MEMORY >> 20} MB, here are {len(trials)} (n_trials={n_trials})."
         )
     fitted, others = (_join(half) for half in halves)
