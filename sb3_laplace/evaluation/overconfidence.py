@@ -53,6 +53,11 @@ def judge_overconfidence(data: Trials) -> Finding:
     ``moved_to_claimed`` is the ratio over all steps but the first, ``_early``, ``_middle`` and ``_late`` over the
     thirds of a trial. Where these have other verdicts than the whole, the meaning says which.
 
+    A right posterior has a ratio of 1 in any read-out. How far from 1 a wrong one is depends on the read-out: one whose
+    prior is as wide where the means hardly vary as where they do claims too much there, and the less the ridge, the
+    more the read-out makes of such directions. So compare ratios of the same read-out, and do not take a verdict on an
+    uncalibrated prior for one on every part of the belief.
+
     - *overconfident* (in the latent *moves more than claimed*): the interval lies above 1.1
     - *underconfident* (*moves less than claimed*): it lies below 1 / 1.1
     - *calibrated* (*moves as claimed*): neither, and the interval is within a factor 1.25 of 1
