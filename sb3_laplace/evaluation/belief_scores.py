@@ -49,7 +49,7 @@ def fit_readout(record: BeliefRecord, ridge: float = 1e-4) -> Readout:
     n_steps = record.latents.shape[1]
     moments = ReadoutMoments()
     moments.add(_rows(record.latents), np.repeat(record.tasks, n_steps, axis=0))
-    return moments.solve(ridge)
+    return moments.solve(ridge=ridge)
 
 
 def unexplained(record: BeliefRecord, readout: Readout) -> np.ndarray:
