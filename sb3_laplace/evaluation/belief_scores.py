@@ -12,6 +12,8 @@ from sb3_laplace.readout import Readout, ReadoutMoments
 
 #: Central regions whose coverage is measured, in percent
 REGION_LEVELS = (50, 90, 95)
+#: The scores that say how much of the exact log-score is lost, by what
+LOSSES = ("lost", "lost_by_mean", "lost_by_width", "claimed_lost", "claimed_lost_by_width")
 #: Exact standard deviations are not let below this part of the prior's: beyond, both beliefs count as certain
 FLOOR = 0.01
 # Directions in which tasks vary less than this, relative to the widest, have no prior
@@ -90,10 +92,14 @@ class Scores:
             "spread": spread,
             "bias_squared": missed / np.maximum(exact_variance, FLOOR**2 * self._prior_trace),
             "exact_variance": exact_variance,
+            "lost_by_mean": self._lost(decoded - exact, record.exact_covariance),
             **{f"exact_{name}": values for name, values in self._regions(exact, record.exact_covariance).items()},
         }
         if record.claimed is not None:
             total = record.claimed + self._residual
+            for prefix, width in (("", total), ("claimed_", record.claimed)):
+                numbers[f"{prefix}lost"] = self._lost(decoded - exact, width)
+                numbers[f"{prefix}lost_by_width"] = self._lost(np.zeros_like(exact), width)
             numbers["claimed_variance"] = np.trace(record.claimed, axis1=-2, axis2=-1)
             numbers["total_variance"] = np.trace(total, axis1=-2, axis2=-1)
             numbers.update(self._regions(decoded, total))
@@ -106,7 +112,7 @@ class Scores:
         :param covariance: shape (N, T, P, P)
         """
         displaced = (self._record.tasks[:, None] - mean) @ self._whitening
-        variance, axes = np.linalg.eigh(self._whitening.T @ covariance @ self._whitening)
+        variance, axes = self._spread(covariance)
         along = np.einsum("ntij,nti->ntj", axes, displaced)
         rank = variance.shape[-1]
         # Of a Gaussian that is certain of some directions only the others count, unless it is certain of all
@@ -118,6 +124,29 @@ class Scores:
         log_score = -0.5 * (distance + np.log(variance).sum(-1) + rank * np.log(2.0 * np.pi))
         covered = {f"coverage_{level}": (probability <= level / 100).astype(np.float64) for level in REGION_LEVELS}
         return {**covered, "log_score": log_score}
+
+    def _lost(self, displacement: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+        """What Gaussians lose of the exact one's log-score, in expectation over the exact posterior, shape (N, T).
+
+        This is the KL divergence of the Gaussian with the exact mean and covariance from the other, whatever the exact
+        posterior's shape: a Gaussian's log-density is quadratic, so its expectation is that of the first two moments.
+
+        :param displacement: the other's mean less the exact one, shape (N, T, P)
+        :param covariance: the other's, shape (N, T, P, P)
+        """
+        exact_variance, exact_axes = self._spread(self._record.exact_covariance)
+        variance, axes = self._spread(covariance)
+        exact_variance, variance = np.maximum(exact_variance, FLOOR**2), np.maximum(variance, FLOOR**2)
+        # The exact variance along each of the other's axes
+        overlap = np.square(axes.swapaxes(-1, -2) @ exact_axes)
+        expected = (overlap @ exact_variance[..., None])[..., 0]
+        along = np.einsum("ntij,nti->ntj", axes, displacement @ self._whitening)
+        ratio = (expected + np.square(along)) / variance
+        return np.asarray(0.5 * (ratio - 1.0 + np.log(variance) - np.log(exact_variance)).sum(-1))
+
+    def _spread(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors in the whitened coordinates, shapes (N, T, Q) and (N, T, Q, Q)."""
+        return np.linalg.eigh(self._whitening.T @ covariance @ self._whitening)
 
 
 def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndarray]:
@@ -137,13 +166,14 @@ def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndar
         "exact_variance": means["exact_variance"],
         **{name: means.get(name, nothing) for name in regions},
         **{f"exact_{name}": means[f"exact_{name}"] for name in regions},
+        **{name: means.get(name, nothing) for name in LOSSES},
     }
 
 
 def intervals(
     numbers: dict[str, np.ndarray], selected: np.ndarray, n_steps: int, bootstrap: Bootstrap
 ) -> dict[str, np.ndarray]:
-    """Intervals over trials of R^2, of both coverages and log-scores, each of shape (T, 2).
+    """Intervals over trials of R^2, coverages, log-scores and what is lost of them, each of shape (T, 2).
 
     Those of coverage are Wilson's for a proportion (a bootstrap knows no spread where nearly all are alike), the others
     bootstrapped.
@@ -154,7 +184,7 @@ def intervals(
     :param bootstrap: how they are resampled
     """
     found = {}
-    for name in ("r2", *(key for key in numbers if "coverage" in key or "log_score" in key)):
+    for name in ("r2", *(key for key in numbers if "coverage" in key or "log_score" in key or key in LOSSES)):
         ends = np.full((n_steps, 2), np.nan)
         for t in selected.tolist():
             if name == "r2":
