@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,8 +246,8 @@ def test_normalized_observations_are_normalized_for_the_agent_only() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"env_id": "CartPole-v1"}, "env_id"),
-        ({"n_trials": 19}, "n_trials"),
+        ({"env_id": "CartPole-v1"}, "env_id must be a task whose exact belief an oracle knows .*, got 'CartPole-v1'"),
+        ({"n_trials": 19}, "n_trials must be an integer >= 20, got 19"),
         ({"seed": -1}, "seed"),
         ({"ridge": -1.0}, "ridge"),
         ({"env_kwargs": {"num_envs": 3}}, "env_kwargs"),
@@ -258,6 +259,25 @@ def test_normalized_observations_are_normalized_for_the_agent_only() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_belief(**{"model": small_model(), "env_id": BANDIT, **arguments})
+
+
+def test_few_trials_for_the_read_out() -> None:
+    with pytest.warns(UserWarning, match="n_trials: a read-out of 20 latent units is fitted on 20 trials"):
+        evaluate_belief(small_model(latent_dim=20), BANDIT, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_belief(small_model(latent_dim=19), BANDIT, **SMALL)
+
+
+def test_a_single_step_has_nothing_to_explain() -> None:
+    """Before anything is observed all beliefs are the same, but for rounding."""
+    result = evaluate_belief(small_model(), BANDIT, n_trials=40, env_kwargs={"trial_length": 1}, **QUICK)
+    assert np.isnan(result.scores["r2"]).all()
+    for name in ("exact_from_latent", "latent_from_exact"):
+        assert np.isnan(result.scores[name]).all()
+        assert np.isnan(result.simulation[name]).all()
+    assert result.to_dict()["simulation"]["exact_from_latent"] == {"value": None, "low": None, "high": None}
+    assert "by a network: - of its variance" in result.table()
 
 
 def test_figure(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.errors import InputError, input_errors, is_bug
+from sb3_laplace.evaluation.belief import ORACLE_TASKS, evaluate_belief
+from sb3_laplace.evaluation.belief_evaluation import MIN_TRIALS, BeliefEvaluation
 from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.player import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
@@ -195,7 +197,8 @@ def _add_diagnose(commands: Any) -> None:
         "diagnose",
         help="play trials and judge what the posterior does",
         description="Play trials with an agent (ours, or sb3-contrib's RecurrentPPO), judge its posterior, print the "
-        "verdict and write trace.npz, diagnosis.json and report.html.",
+        "verdict and write trace.npz, diagnosis.json and report.html. Where an oracle knows the exact belief about the "
+        f"task, and there are at least {MIN_TRIALS} trials, the agent's is held against it (belief.csv).",
         epilog=_PICKLE_NOTE,
     )
     parser.add_argument("model", metavar="MODEL.zip", help="the agent")
@@ -248,6 +251,7 @@ def _diagnose(options: argparse.Namespace) -> int:
 
     traces: dict[str, PosteriorTrace] = {}
     diagnoses: dict[str, Diagnosis] = {}
+    beliefs: dict[str, BeliefEvaluation] = {}
     for name, agent in agents.items():
         env = make_env(options.env, options.n_trials, options.seed, env_kwargs, options.vecnormalize)
         # The same trials for all
@@ -258,8 +262,12 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(f"{name} on {options.env}\n\n{diagnoses[name].table()}\n")
         if traces[name].interrupted:
             break
+        if _has_oracle(options):
+            with input_errors():
+                beliefs[name] = _evaluate_belief(agent, options, env_kwargs)
+            print(f"Beside the exact belief: {beliefs[name].table()}\n")
     with input_errors():
-        _write(folder, traces, diagnoses)
+        _write(folder, traces, diagnoses, beliefs)
     return INTERRUPTED if any(trace.interrupted for trace in traces.values()) else 0
 
 
@@ -288,6 +296,24 @@ def _play(agent: LaplaceRecurrentPPO, env: VecEnv, options: argparse.Namespace) 
     return trace
 
 
+def _has_oracle(options: argparse.Namespace) -> bool:
+    """Whether the exact belief is known, of observations as the agent sees them."""
+    return _oracle_task(options) in ORACLE_TASKS and options.vecnormalize is None and options.n_trials >= MIN_TRIALS
+
+
+def _oracle_task(options: argparse.Namespace) -> str:
+    """The environment's id without the module."""
+    return options.env.rpartition(":")[2]
+
+
+def _evaluate_belief(
+    agent: LaplaceRecurrentPPO, options: argparse.Namespace, env_kwargs: dict[str, Any]
+) -> BeliefEvaluation:
+    return evaluate_belief(
+        agent, _oracle_task(options), options.n_trials, options.seed, env_kwargs, options.deterministic
+    )
+
+
 def _names(paths: Sequence[str]) -> list[str]:
     """A name for each file, its stem, numbered where several have the same."""
     stems = [Path(path).stem for path in paths]
@@ -296,17 +322,25 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _write(folder: Path, traces: dict[str, PosteriorTrace], diagnoses: dict[str, Diagnosis]) -> None:
-    """Write the traces (of agents to compare with as ``trace-NAME.npz``), the diagnoses and the report."""
+def _write(
+    folder: Path,
+    traces: dict[str, PosteriorTrace],
+    diagnoses: dict[str, Diagnosis],
+    beliefs: dict[str, BeliefEvaluation],
+) -> None:
+    """Write traces and beliefs (of agents to compare with as ``trace-NAME.npz``), diagnoses and the report."""
     written = []
     for i, (name, trace) in enumerate(traces.items()):
         written.append(folder / ("trace.npz" if i == 0 else f"trace-{name}.npz"))
         trace.save(written[-1])
+        if name in beliefs:
+            written.append(folder / ("belief.csv" if i == 0 else f"belief-{name}.csv"))
+            beliefs[name].to_csv(written[-1])
     written.append(folder / "diagnosis.json")
     document = {"agents": {name: diagnosis.to_dict() for name, diagnosis in diagnoses.items()}}
     written[-1].write_text(json.dumps(document, indent=2), encoding="utf-8")
     try:
-        write_report(folder / "report.html", traces, diagnoses)
+        write_report(folder / "report.html", traces, diagnoses, beliefs)
         written.append(folder / "report.html")
     except ImportError as error:
         print(f"sb3-laplace: no report: {error}", file=sys.stderr)

@@ -242,9 +242,13 @@ class Simulation:
             predict = _Network(_rows(inputs), _rows(targets), seed, n_steps)
             missed = np.square(predict(_rows(tested)).reshape(truth.shape) - truth).sum(-1)
             spread = np.square(truth - truth.mean(0)).sum(-1)
-            exists = spread.mean(0) > _NOTHING * max(float(spread.mean()), 1e-300)
+            # Not of the spread, which is rounding where nothing varies at any step
+            exists = spread.mean(0) > _NOTHING * np.square(truth).sum(-1).mean()
             with np.errstate(divide="ignore", invalid="ignore"):
                 self.by_step[name] = np.where(exists, 1.0 - missed.mean(0) / spread.mean(0), np.nan)
+            if not exists.any():
+                self.total[name] = Estimate(np.nan, np.nan, np.nan)
+                continue
             ratio = bootstrap.ratio(missed[:, exists].sum(1), spread[:, exists].sum(1))
             self.total[name] = Estimate(1.0 - ratio.value, 1.0 - ratio.high, 1.0 - max(ratio.low, 0.0))
 
