@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_laplace import BeliefEvaluation, LaplaceRecurrentPPO, evaluate_belief, make_vec_env
 from sb3_laplace.evaluation.belief import _TASKS, _play
 from sb3_laplace.evaluation.belief_evaluation import score_belief
-from sb3_laplace.evaluation.belief_scores import BeliefRecord, fit_readout, unexplained
+from sb3_laplace.evaluation.belief_scores import LOSSES, BeliefRecord, Scores, fit_readout, unexplained
 from sb3_laplace.evaluation.bootstrap import Bootstrap
 from sb3_laplace.readout import Readout
 from sb3_laplace_envs import DirichletBanditVectorEnv
@@ -109,6 +110,52 @@ def test_an_agent_that_claims_too_much_or_knows_nothing() -> None:
     assert ignorant.simulation["latent_from_exact"].value < 0.05
 
 
+def test_what_is_lost_is_a_divergence() -> None:
+    """By torch's divergence of Gaussians, in coordinates of the task: it does not depend on them."""
+    rng = np.random.default_rng(0)
+    record = gaussian_agent(6, 0)
+    factor = rng.normal(size=(6, 5, 3, 3))
+    record = replace(record, exact_covariance=record.exact_covariance + 0.1 * factor @ factor.swapaxes(-1, -2))
+    factor = rng.normal(size=(6, 5, 3, 3))
+    record = replace(record, claimed=0.1 * np.eye(3) + factor @ factor.swapaxes(-1, -2))
+    assert record.claimed is not None
+    readout = Readout(rng.normal(size=(3, 3)), rng.normal(size=3))
+    residual = np.diag([0.5, 1.0, 2.0])
+    numbers = Scores(readout, residual, record).per_trial()
+    exact, decoded, total = record.exact_mean, readout(record.latents), record.claimed + residual
+    for name, mean, covariance in (
+        ("lost", decoded, total),
+        ("lost_by_mean", decoded, record.exact_covariance),
+        ("lost_by_width", exact, total),
+        ("claimed_lost", decoded, record.claimed),
+        ("claimed_lost_by_width", exact, record.claimed),
+    ):
+        np.testing.assert_allclose(numbers[name], divergence(exact, record.exact_covariance, mean, covariance))
+
+
+def divergence(mean: np.ndarray, covariance: np.ndarray, other: np.ndarray, other_covariance: np.ndarray) -> np.ndarray:
+    first, second = (
+        th.distributions.MultivariateNormal(th.tensor(m), th.tensor(c))
+        for m, c in ((mean, covariance), (other, other_covariance))
+    )
+    return np.asarray(th.distributions.kl_divergence(first, second))
+
+
+def test_what_is_lost_is_the_log_score_that_is_missing() -> None:
+    """In expectation, also where the exact posterior is no Gaussian; and of nothing wrong nothing is lost."""
+    fitted, held_out = oracle_as_agent(2000, seed=0), oracle_as_agent(4000, seed=10_000)
+    honest = score_belief(fitted, held_out, **QUICK).scores
+    assert all((honest[name] < 0.02).all() for name in LOSSES)
+    assert held_out.claimed is not None
+    noise = np.random.default_rng(0).normal(scale=0.1, size=held_out.latents.shape)
+    blurred = replace(held_out, latents=held_out.latents + noise, claimed=0.4 * held_out.claimed)
+    scores = score_belief(fitted, blurred, **QUICK).scores
+    assert (scores["lost"] > 0.3).all()
+    np.testing.assert_allclose(scores["exact_log_score"] - scores["log_score"], scores["lost"], rtol=0.15)
+    # Of the width known in closed form: four directions, each of 0.4 of the variance
+    np.testing.assert_allclose(scores["claimed_lost_by_width"], 2 * (1 / 0.4 - 1 + np.log(0.4)), rtol=0.1)
+
+
 def test_what_the_read_out_cannot_explain() -> None:
     record = gaussian_agent(200, 0)
     readout = fit_readout(record)
@@ -178,10 +225,11 @@ def check_outputs(result: BeliefEvaluation, tmp_path: Path) -> None:
 
 def test_a_point_has_a_mean_only() -> None:
     result = evaluate_belief(small_model(posterior="point"), BANDIT, deterministic=True, **SMALL)
-    for name in ("claimed_variance", "total_variance", "coverage_50", "log_score"):
+    for name in ("claimed_variance", "total_variance", "coverage_50", "log_score", "lost", "lost_by_width"):
         assert np.isnan(result.scores[name]).all()
     assert np.isfinite(result.scores["r2"][1:]).all()
     assert np.isfinite(result.scores["exact_log_score"]).all()
+    assert np.isfinite(result.scores["lost_by_mean"]).all()
     assert " - " in result.table()
 
 
@@ -198,8 +246,8 @@ def test_normalized_observations_are_normalized_for_the_agent_only() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"env_id": "CartPole-v1"}, "env_id"),
-        ({"n_trials": 19}, "n_trials"),
+        ({"env_id": "CartPole-v1"}, "env_id must be a task whose exact belief an oracle knows .*, got 'CartPole-v1'"),
+        ({"n_trials": 19}, "n_trials must be an integer >= 20, got 19"),
         ({"seed": -1}, "seed"),
         ({"ridge": -1.0}, "ridge"),
         ({"env_kwargs": {"num_envs": 3}}, "env_kwargs"),
@@ -211,6 +259,25 @@ def test_normalized_observations_are_normalized_for_the_agent_only() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_belief(**{"model": small_model(), "env_id": BANDIT, **arguments})
+
+
+def test_few_trials_for_the_read_out() -> None:
+    with pytest.warns(UserWarning, match="n_trials: a read-out of 20 latent units is fitted on 20 trials"):
+        evaluate_belief(small_model(latent_dim=20), BANDIT, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_belief(small_model(latent_dim=19), BANDIT, **SMALL)
+
+
+def test_a_single_step_has_nothing_to_explain() -> None:
+    """Before anything is observed all beliefs are the same, but for rounding."""
+    result = evaluate_belief(small_model(), BANDIT, n_trials=40, env_kwargs={"trial_length": 1}, **QUICK)
+    assert np.isnan(result.scores["r2"]).all()
+    for name in ("exact_from_latent", "latent_from_exact"):
+        assert np.isnan(result.scores[name]).all()
+        assert np.isnan(result.simulation[name]).all()
+    assert result.to_dict()["simulation"]["exact_from_latent"] == {"value": None, "low": None, "high": None}
+    assert "by a network: - of its variance" in result.table()
 
 
 def test_figure(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, and one line for every kind of bad input."""
 
+import html
 import json
 import re
 import runpy
@@ -15,7 +16,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, make_vec_env
 from sb3_laplace.cli.agents import load_agent, make_env, parse_env_kwargs
 from sb3_laplace.cli.main import main
 from sb3_laplace.evaluation.traces import PosteriorTrace
@@ -59,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     normalized.save(str(folder / "normalize.pkl"))
     LaplaceRecurrentPPO("LaplaceLstmPolicy", RandomEnv(), **arguments).save(folder / "random.zip")
     gym.register("InterruptedTestEnv-v0", entry_point=InterruptedEnv)
+    gym.register("RandomTestEnv-v0", entry_point=RandomEnv)
     return folder
 
 
@@ -170,6 +172,27 @@ def test_a_calibration_that_fails_keeps_what_was_played(
         assert PosteriorTrace.load(tmp_path / out / "trace.npz").complete.all()
         assert list(json.loads((tmp_path / out / "diagnosis.json").read_text())) == ["agents"]
         assert not list((tmp_path / out).glob("*.zip"))
+
+
+def test_beside_the_exact_belief(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of each agent where the task has an oracle, on enough trials of observations as they are."""
+    model, other = folder / "ours.zip", folder / "recurrent.zip"
+    options = ("--env-kwargs", "trial_length=5", "--compare", other, "--seed", "3", "--out", tmp_path / "a")
+    assert run(model, "--env", f"sb3_laplace:{BANDIT}", *options) == 0
+    printed = capsys.readouterr().out
+    expected = evaluate_belief(load_agent(model, "cpu"), BANDIT, 32, 3, {"trial_length": 5})
+    assert f"Beside the exact belief: {expected.table()}" in printed
+    expected.to_csv(tmp_path / "expected.csv")
+    assert (tmp_path / "a" / "belief.csv").read_text() == (tmp_path / "expected.csv").read_text()
+    assert (tmp_path / "a" / "belief-recurrent.csv").exists()
+    assert html.escape(expected.table()) in (tmp_path / "a" / "report.html").read_text()
+    assert run(model, "--env", BANDIT, "--out", tmp_path / "b", n_trials=19) == 0
+    normalized = ("--vecnormalize", folder / "normalize.pkl")
+    assert run(model, "--env", BANDIT, "--out", tmp_path / "c", *normalized, n_trials=20) == 0
+    assert run(folder / "random.zip", "--env", "RandomTestEnv-v0", "--out", tmp_path / "d", n_trials=20) == 0
+    for name in "bcd":
+        assert not list((tmp_path / name).glob("belief*"))
+        assert "exact belief" not in (tmp_path / name / "report.html").read_text()
 
 
 def test_a_recurrent_ppo_agent_acts_as_before(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The examples run, at a small size."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sb3_laplace import LaplaceRecurrentPPO, evaluate_regression
+from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, evaluate_regression
+from sb3_laplace.evaluation.bootstrap import Bootstrap
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -99,3 +101,70 @@ def test_regression_learns_from_targets(tmp_path: Path) -> None:
     model = LaplaceRecurrentPPO.load(tmp_path / "laplace-diagonal-0.zip", device="cpu")
     evaluation = evaluate_regression(model, 500, (3, 5, 10, 30), 30, n_posterior_samples=0)
     assert (evaluation.agent["mse"].mean(0) < [0.32, 0.22, 0.09, 0.02]).all()
+
+
+def test_belief_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains, evaluates and reports: what the tables say is what the agents' files hold."""
+    study = load("belief_study.py")
+    monkeypatch.setitem(matplotlib.rcParams, "figure.dpi", 10)
+    study.SAVED_AT = {"base": (0,)}
+    study.NAMES["base@0"] = "base, untrained"
+    quick = {"network_steps": 5, "bootstrap": Bootstrap(n_resamples=20)}
+    study.evaluate_belief = lambda *arguments, **keywords: evaluate_belief(*arguments, **keywords, **quick)
+    out, docs = tmp_path / "agents", tmp_path / "docs"
+    docs.mkdir()
+    (docs / "belief.md").write_text((EXAMPLES.parent / "docs" / "belief.md").read_text(encoding="utf-8"), "utf-8")
+    for variant, seed in (("base", 0), ("base", 1), ("hidden16", 1)):
+        study.main(["train", variant, "--seed", str(seed), "--timesteps", "1", "--out", str(out)])
+    study.main(["evaluate", "--trials", "140", "--out", str(out)])
+    files = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    of_base = {f"{name}-{seed}" for name in ("base", "base@0", "calibrated") for seed in (0, 1)}
+    assert set(files) == {"hidden16-1", *of_base}
+    assert files["base-0"]["timesteps"] == files["hidden16-1"]["timesteps"] == 12800
+    assert files["base@0-0"]["timesteps"] == 0
+    # Means are those of the agent before, and so is the mode; the width is another
+    before, after = files["base-0"]["numbers"], files["calibrated-0"]["numbers"]
+    assert before["regret_mode"] == after["regret_mode"]
+    assert before["claimed_ratio"] != after["claimed_ratio"]
+    # Uniform pulls lose 25
+    assert 15 < before["regret_mode"] < 35
+    study.main(["report", "--out", str(out), "--docs", str(docs)])
+    text = (docs / "belief.md").read_text(encoding="utf-8")
+    first, second = (files[f"base-{seed}"]["numbers"]["lost_by_mean"] for seed in (0, 1))
+    reach = 12.706 * abs(first - second) / 2
+    row = next(row for row in text.splitlines() if row.startswith("| base: ")).split(" | ")
+    assert row[1] == "2"
+    assert row[-1] == f"{(first + second) / 2:.3f} ± {reach:.3f} |"
+    # One seed has no interval; differences are those of the same seed
+    difference = files["hidden16-1"]["numbers"]["r2"] - files["base-1"]["numbers"]["r2"]
+    rows = [row.split(" | ")[2] for row in text.splitlines() if row.startswith("| LSTM 16 | 1 ")]
+    assert rows[0] == f"{files['hidden16-1']['numbers']['r2']:.3f}"
+    assert rows[-1] == f"{difference:+.3f}"
+    agents = json.loads((docs / "results" / "belief.json").read_text())
+    assert {(agent["variant"], agent["seed"]) for agent in agents} == {tuple_of(name) for name in files}
+    assert all((docs / f"belief-{name}.png").stat().st_size > 1000 for name in ("steps", "variants"))
+
+
+def tuple_of(stem: str) -> tuple[str, int]:
+    variant, seed = stem.rsplit("-", 1)
+    return variant, int(seed)
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_study() -> None:
+    study = load("belief_study.py")
+    docs = EXAMPLES.parent / "docs"
+    text = (docs / "belief.md").read_text(encoding="utf-8")
+    results = study.Results(json.loads((docs / "results" / "belief.json").read_text(encoding="utf-8")))
+    assert study.insert(text, study.tables(results)) == text
+    with pytest.raises(ValueError, match="<!-- begin width -->"):
+        study.insert(text.replace("<!-- begin width -->", ""), study.tables(results))
+
+
+def test_intervals_over_seeds() -> None:
+    study = load("belief_study.py")
+    mean, reach = study.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert reach == pytest.approx(4.303 / np.sqrt(3))
+    quantiles = pytest.importorskip("scipy.stats").t
+    for n, quantile in study.T_QUANTILES.items():
+        assert quantile == pytest.approx(quantiles.ppf(0.975, n - 1), abs=5e-4)

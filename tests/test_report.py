@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace import BeliefEvaluation, LaplaceRecurrentPPO, evaluate_belief, make_vec_env
+from sb3_laplace.evaluation.bootstrap import Bootstrap
 from sb3_laplace.evaluation.diagnostics import diagnose
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.plots import traces as plots
@@ -100,7 +101,7 @@ def test_a_point_alone_has_fewer_figures(traces: dict[str, PosteriorTrace], tmp_
 def test_the_table_of_a_calibration(traces: dict[str, PosteriorTrace], tmp_path: Path) -> None:
     diagnoses = {name: diagnose(trace) for name, trace in traces.items()}
     assert "Calibration" not in written(traces, tmp_path / "report.html").text.replace("Calibration of the policy", "")
-    write_report(tmp_path / "report.html", traces, diagnoses, "Set: noise < 3\n  all  1 < 2")
+    write_report(tmp_path / "report.html", traces, diagnoses, calibration="Set: noise < 3\n  all  1 < 2")
     page = Tags((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "Set: noise < 3\n  all  1 < 2" in page.text
     assert "read the thirds" in page.text
@@ -141,6 +142,32 @@ def test_ratios_by_part(traces: dict[str, PosteriorTrace]) -> None:
         np.testing.assert_allclose(container[0].get_ydata(), expected)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["all", "early", "middle", "late"]
     assert plots.ratios({"point": diagnoses["point"]}) is None
+
+
+def test_beliefs_beside_the_exact_one(traces: dict[str, PosteriorTrace], tmp_path: Path) -> None:
+    beliefs = {"<b>laplace</b>": small_belief(), "point": small_belief()}
+    diagnoses = {name: diagnose(trace) for name, trace in traces.items()}
+    write_report(tmp_path / "report.html", traces, diagnoses, beliefs)
+    page = Tags((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert any(str(attrs.get("alt")).startswith("Belief about the task") for _, attrs in page.tags)
+    for belief in beliefs.values():
+        assert belief.table() in page.text
+    assert [tag for tag, _ in page.tags].count("h3") == 2
+    assert "exact belief" not in written(traces, tmp_path / "report.html").text
+
+
+def small_belief() -> BeliefEvaluation:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=1, seed=0, env_kwargs={"trial_length": 4})
+    policy_kwargs = {"lstm_hidden_size": 6, "net_arch": [8], "latent_dim": 3}
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+    return evaluate_belief(
+        model,
+        "sb3_laplace/DirichletBandit-v0",
+        n_trials=20,
+        env_kwargs={"trial_length": 4},
+        network_steps=1,
+        bootstrap=Bootstrap(n_resamples=20),
+    )
 
 
 def test_without_matplotlib(traces: dict[str, PosteriorTrace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.cli.agents import load_agent, make_env, parse_env_kwargs
 from sb3_laplace.errors import InputError, input_errors
+from sb3_laplace.evaluation.belief import ORACLE_TASKS, evaluate_belief
+from sb3_laplace.evaluation.belief_evaluation import MIN_TRIALS as MIN_BELIEF_TRIALS
+from sb3_laplace.evaluation.belief_evaluation import BeliefEvaluation
 from sb3_laplace.evaluation.diagnostics import diagnose
 from sb3_laplace.evaluation.player import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
@@ -42,7 +45,8 @@ def add_diagnose(commands: Any) -> None:
         "diagnose",
         help="play trials and judge what the posterior does",
         description="Play trials with an agent (ours, or sb3-contrib's RecurrentPPO), judge its posterior, print the "
-        "verdict and write trace.npz, diagnosis.json and report.html.",
+        "verdict and write trace.npz, diagnosis.json and report.html. Where an oracle knows the exact belief about the "
+        f"task, and there are at least {MIN_BELIEF_TRIALS} trials, the agent's is held against it (belief.csv).",
         epilog=_PICKLE_NOTE,
     )
     parser.add_argument("model", metavar="MODEL.zip", help="the agent")
@@ -95,10 +99,12 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise InputError(f"--out: {error}") from error
 
     traces: dict[str, PosteriorTrace] = {}
+    beliefs: dict[str, BeliefEvaluation] = {}
     for name, agent in agents.items():
         traces[name] = _play(name, agent, options)
         if traces[name].interrupted:
             break
+        beliefs.update(_evaluate_belief(name, agent, options))
     is_interrupted = any(trace.interrupted for trace in traces.values())
     calibration, problem = None, None
     if options.calibrate and not is_interrupted:
@@ -107,6 +113,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             calibration = _calibrate(loaded[0], options)
             traces[calibrated] = _play(calibrated, loaded[0], options)
             is_interrupted = traces[calibrated].interrupted
+            beliefs.update({} if is_interrupted else _evaluate_belief(calibrated, loaded[0], options))
             with input_errors():
                 loaded[0].save(folder / f"{calibrated}.zip")
             print(f"Calibrated model: {folder / f'{calibrated}.zip'}")
@@ -116,7 +123,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             print("Interrupted: not calibrated.", file=sys.stderr)
             is_interrupted = True
     with input_errors():
-        _write(folder, traces, calibration)
+        _write(folder, traces, beliefs, calibration)
     if problem is not None:
         raise problem
     return INTERRUPTED if is_interrupted else 0
@@ -185,6 +192,19 @@ def _play(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) ->
     return trace
 
 
+def _evaluate_belief(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) -> dict[str, BeliefEvaluation]:
+    """The agent's belief beside the exact one, by its name; nothing where that is not known."""
+    task = options.env.rpartition(":")[2]
+    # The oracle watches observations as they are
+    if task not in ORACLE_TASKS or options.vecnormalize is not None or options.n_trials < MIN_BELIEF_TRIALS:
+        return {}
+    env_kwargs = parse_env_kwargs(options.env_kwargs)
+    with input_errors():
+        belief = evaluate_belief(agent, task, options.n_trials, options.seed, env_kwargs, options.deterministic)
+    print(f"Beside the exact belief: {belief.table()}\n")
+    return {name: belief}
+
+
 def _names(paths: Sequence[str]) -> list[str]:
     """A name for each file, its stem, numbered where several have the same."""
     stems = [Path(path).stem for path in paths]
@@ -193,13 +213,21 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _write(folder: Path, traces: dict[str, PosteriorTrace], calibration: PosteriorCalibration | None) -> None:
-    """Write the traces (but the first as ``trace-NAME.npz``), the diagnoses and the report."""
+def _write(
+    folder: Path,
+    traces: dict[str, PosteriorTrace],
+    beliefs: dict[str, BeliefEvaluation],
+    calibration: PosteriorCalibration | None,
+) -> None:
+    """Write traces and beliefs (but the first as ``trace-NAME.npz``), the diagnoses and the report."""
     diagnoses = {name: diagnose(trace) for name, trace in traces.items()}
     written = []
     for i, (name, trace) in enumerate(traces.items()):
         written.append(folder / ("trace.npz" if i == 0 else f"trace-{name}.npz"))
         trace.save(written[-1])
+        if name in beliefs:
+            written.append(folder / ("belief.csv" if i == 0 else f"belief-{name}.csv"))
+            beliefs[name].to_csv(written[-1])
     written.append(folder / "diagnosis.json")
     document: dict[str, Any] = {"agents": {name: diagnosis.to_dict() for name, diagnosis in diagnoses.items()}}
     if calibration is not None:
@@ -207,7 +235,7 @@ def _write(folder: Path, traces: dict[str, PosteriorTrace], calibration: Posteri
     written[-1].write_text(json.dumps(document, indent=2), encoding="utf-8")
     try:
         table = None if calibration is None else calibration.table()
-        write_report(folder / "report.html", traces, diagnoses, table)
+        write_report(folder / "report.html", traces, diagnoses, beliefs, table)
         written.append(folder / "report.html")
     except ImportError as error:
         print(f"sb3-laplace: no report: {error}", file=sys.stderr)

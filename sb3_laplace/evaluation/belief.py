@@ -1,6 +1,7 @@
 """How much of the exact belief about the task an agent's posterior holds, and how sure of it the agent is."""
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch as th
 from gymnasium.vector import VectorWrapper
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
-from sb3_laplace.checks import check_choice, check_integer, check_not_negative
+from sb3_laplace.checks import check_integer, check_not_negative
 from sb3_laplace.evaluation.belief_evaluation import MIN_TRIALS, BeliefEvaluation, score_belief
 from sb3_laplace.evaluation.belief_scores import BeliefRecord, fit_readout
 from sb3_laplace.evaluation.bootstrap import Bootstrap
@@ -40,7 +41,8 @@ def evaluate_belief(
     """Hold an agent's posterior against the exact belief about the task, after the same observations.
 
     The agent plays ``n_trials`` trials, and an oracle that knows how tasks are drawn watches. On the first half a
-    linear read-out ``E[task | m_t] = B m_t + b`` of the true task is fitted, on the other half it is scored: see
+    linear read-out ``B m_t + b`` of the true task is fitted (that of least error on draws, see
+    :mod:`sb3_laplace.readout`), on the other half it is scored: see
     :class:`~sb3_laplace.evaluation.belief_evaluation.BeliefEvaluation` for what is measured. Two small networks map
     m_t to the exact belief and back (state-machine simulation, Mikulik et al., NeurIPS 2020).
 
@@ -58,10 +60,13 @@ def evaluate_belief(
     :param network_steps: steps of Adam that train each of the two networks
     :param bootstrap: for the confidence intervals, by default 1000 resamples at 95%
     :raises ValueError: if an argument is out of range, the task has no oracle, or the agent does not fit it
+    :raises TypeError: if env_kwargs hold an argument that the environment does not know
     """
     n_trials = check_integer("n_trials", n_trials, minimum=MIN_TRIALS)
     seed = check_integer("seed", seed, minimum=0)
-    check_choice("env_id", env_id, tuple(_TASKS))
+    if env_id not in ORACLE_TASKS:
+        known = ", ".join(map(repr, ORACLE_TASKS))
+        raise ValueError(f"env_id must be a task whose exact belief an oracle knows ({known}), got {env_id!r}.")
     ridge = check_not_negative("ridge", ridge)
     network_steps = check_integer("network_steps", network_steps, minimum=1)
     if not isinstance(model, LaplaceRecurrentPPO):
@@ -69,6 +74,7 @@ def evaluate_belief(
             f"model must be a LaplaceRecurrentPPO, got a {type(model).__name__}; "
             "LaplaceRecurrentPPO.from_recurrent_ppo converts a RecurrentPPO."
         )
+    _warn_about_too_few(n_trials - n_trials // 2, model.policy.latent_layer.latent_dim)
     play = partial(_play, model, env_id, env_kwargs=env_kwargs or {}, deterministic=deterministic)
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
     fitted = play(n_trials=n_trials - n_trials // 2, seed=seeds[0])
@@ -81,6 +87,15 @@ def evaluate_belief(
         "num_timesteps": model.num_timesteps,
     }
     return score_belief(fitted, held_out, ridge, seed, network_steps, bootstrap, settings)
+
+
+def _warn_about_too_few(n_fitted: int, latent_dim: int) -> None:
+    if n_fitted <= latent_dim:
+        warnings.warn(
+            f"n_trials: a read-out of {latent_dim} latent units is fitted on {n_fitted} trials (half of them): what it "
+            "misses for want of trials counts as the agent's. Several hundred are better.",
+            stacklevel=3,
+        )
 
 
 def _play(
@@ -106,19 +121,24 @@ def _play(
     player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic))
     latents: list[np.ndarray] = []
     claimed: list[np.ndarray] = []
+    covariances: list[np.ndarray] = []
     with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
         for played in steps:
             posterior = played.step.posterior.posterior
             latents.append(posterior.mean.double().cpu().numpy())
-            if readout is not None and not model.policy.latent_layer.is_point:
+            if model.policy.latent_layer.is_point:
+                continue
+            covariances.append(_mean_covariance(posterior))
+            if readout is not None:
                 claimed.append(_project(posterior, readout))
-    means, covariances = zip(*watched.beliefs[: len(latents)], strict=True)
+    exact_means, exact_covariances = zip(*watched.beliefs[: len(latents)], strict=True)
     return BeliefRecord(
         tasks=watched.tasks,
         latents=np.stack(latents, axis=1),
-        exact_mean=np.stack(means, axis=1),
-        exact_covariance=np.stack(covariances, axis=1),
+        exact_mean=np.stack(exact_means, axis=1),
+        exact_covariance=np.stack(exact_covariances, axis=1),
         claimed=np.stack(claimed, axis=1) if claimed else None,
+        covariance=np.mean(covariances, axis=0) if covariances else None,
     )
 
 
@@ -168,6 +188,13 @@ def _project(posterior: Gaussian, readout: Readout) -> np.ndarray:
     return (weights.mT @ exact.covariance.to(weights) @ weights).cpu().numpy()
 
 
+def _mean_covariance(posterior: Gaussian) -> np.ndarray:
+    """The average covariance, shape (D, D), of diagonal posteriors the diagonal alone, shape (D,)."""
+    exact = to_float64(posterior)
+    covariance = exact.variance if isinstance(exact, DiagonalGaussian) else exact.covariance
+    return covariance.mean(0).cpu().numpy()
+
+
 def _check_spaces(model: LaplaceRecurrentPPO, tasks: Any) -> None:
     for kind, own, theirs in (
         ("observation", model.observation_space, tasks.single_observation_space),
@@ -199,3 +226,5 @@ _TASKS: dict[str, tuple[Any, Any, Callable[[Any], np.ndarray]]] = {
     "sb3_laplace/FourierRegression-v0": (FourierRegressionVectorEnv, BayesianLinearRegression, _coefficients),
     "sb3_laplace/GridNavigation-v0": (GridNavigationVectorEnv, BayesOptimalNavigation, _goal_cell),
 }
+#: Their ids
+ORACLE_TASKS = tuple(_TASKS)

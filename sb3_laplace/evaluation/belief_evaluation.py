@@ -47,11 +47,16 @@ class BeliefEvaluation:
                         the prior's covariance is the identity
     exact_coverage_50   the same of the Gaussian with the exact mean and covariance, to hold the agent's against;
                         exact_coverage_90, exact_coverage_95, exact_log_score
+    lost                what the agent's Gaussian loses of the exact one's log-score, in expectation over the exact
+                        posterior: the KL divergence of the exact mean and covariance from the agent's
+    lost_by_mean        the same with the exact covariance in place of the agent's: lost by the mean alone
+    lost_by_width       the same with the exact mean: lost by the covariance alone
+    claimed_lost        lost and lost_by_width of the agent's covariance without R; claimed_lost_by_width
     exact_from_latent   how much of the exact mean's variance a small network explains from m_t
     latent_from_exact   how much of the variance of m_t one explains from the exact mean and variances
     ==================  ====================================================================================
 
-    Variances, the agent's coverage and its log-score are NaN for a point. Regions are those of the chi-square
+    All that needs the agent's covariance is NaN for a point. Regions are those of the chi-square
     distribution of the squared Mahalanobis distance, in the directions in which tasks vary at all (one fewer than
     arms or possible cells, whose probabilities sum to 1). Standard deviations of at least 0.01 of the prior's are
     used in each, and the degrees of freedom are the directions that exceed it (all if none does). Exact posteriors are
@@ -59,7 +64,7 @@ class BeliefEvaluation:
 
     :param steps: numbers of steps taken before, 0 to T - 1
     :param scores: by name
-    :param intervals: of r2 and log-scores (bootstrap) and coverages (Wilson's), shape (T, 2); NaN at
+    :param intervals: of r2, log-scores and losses (bootstrap) and coverages (Wilson's), shape (T, 2); NaN at
         steps that are not ``selected``
     :param simulation: exact_from_latent and latent_from_exact over all steps, with intervals
     :param selected: the steps that :meth:`table` shows
@@ -89,6 +94,9 @@ class BeliefEvaluation:
             },
             "| log-score": ("log_score", "%.2f"),
             "exact ": ("exact_log_score", "%.2f"),
+            "lost": ("lost", "%.2f"),
+            "by mean": ("lost_by_mean", "%.2f"),
+            "by width": ("lost_by_width", "%.2f"),
             "| simulated": ("exact_from_latent", "%.3f"),
             "simulates m": ("latent_from_exact", "%.3f"),
         }

@@ -12,6 +12,8 @@ from sb3_laplace.readout import Readout, ReadoutMoments
 
 #: Central regions whose coverage is measured, in percent
 REGION_LEVELS = (50, 90, 95)
+#: The scores that say how much of the exact log-score is lost, by what
+LOSSES = ("lost", "lost_by_mean", "lost_by_width", "claimed_lost", "claimed_lost_by_width")
 #: Exact standard deviations are not let below this part of the prior's: beyond, both beliefs count as certain
 FLOOR = 0.01
 # Directions in which tasks vary less than this, relative to the widest, have no prior
@@ -31,6 +33,7 @@ class BeliefRecord:
     :param exact_covariance: shape (N, T, P, P); at the first step that of the prior
     :param claimed: ``B Sigma_t B^T``, the covariance of the task as the agent has it, shape (N, T, P, P); None for a
         point, or where there was no read-out yet
+    :param covariance: the average Sigma_t, shape (D, D), or its diagonal, shape (D,); None for a point
     """
 
     tasks: np.ndarray
@@ -38,10 +41,11 @@ class BeliefRecord:
     exact_mean: np.ndarray
     exact_covariance: np.ndarray
     claimed: np.ndarray | None = None
+    covariance: np.ndarray | None = None
 
 
 def fit_readout(record: BeliefRecord, ridge: float = 1e-4) -> Readout:
-    """The read-out ``E[task | m_t] = B m_t + b`` of the true task, one for all steps.
+    """The read-out ``B z + b`` of the true task from draws z of the posterior, one for all steps.
 
     :param record: the trials to fit it on
     :param ridge: see :meth:`~sb3_laplace.readout.ReadoutMoments.solve`
@@ -49,7 +53,7 @@ def fit_readout(record: BeliefRecord, ridge: float = 1e-4) -> Readout:
     n_steps = record.latents.shape[1]
     moments = ReadoutMoments()
     moments.add(_rows(record.latents), np.repeat(record.tasks, n_steps, axis=0))
-    return moments.solve(ridge=ridge)
+    return moments.solve(record.covariance, ridge)
 
 
 def unexplained(record: BeliefRecord, readout: Readout) -> np.ndarray:
@@ -90,10 +94,14 @@ class Scores:
             "spread": spread,
             "bias_squared": missed / np.maximum(exact_variance, FLOOR**2 * self._prior_trace),
             "exact_variance": exact_variance,
+            "lost_by_mean": self._lost(decoded - exact, record.exact_covariance),
             **{f"exact_{name}": values for name, values in self._regions(exact, record.exact_covariance).items()},
         }
         if record.claimed is not None:
             total = record.claimed + self._residual
+            for prefix, width in (("", total), ("claimed_", record.claimed)):
+                numbers[f"{prefix}lost"] = self._lost(decoded - exact, width)
+                numbers[f"{prefix}lost_by_width"] = self._lost(np.zeros_like(exact), width)
             numbers["claimed_variance"] = np.trace(record.claimed, axis1=-2, axis2=-1)
             numbers["total_variance"] = np.trace(total, axis1=-2, axis2=-1)
             numbers.update(self._regions(decoded, total))
@@ -106,7 +114,7 @@ class Scores:
         :param covariance: shape (N, T, P, P)
         """
         displaced = (self._record.tasks[:, None] - mean) @ self._whitening
-        variance, axes = np.linalg.eigh(self._whitening.T @ covariance @ self._whitening)
+        variance, axes = self._spread(covariance)
         along = np.einsum("ntij,nti->ntj", axes, displaced)
         rank = variance.shape[-1]
         # Of a Gaussian that is certain of some directions only the others count, unless it is certain of all
@@ -118,6 +126,29 @@ class Scores:
         log_score = -0.5 * (distance + np.log(variance).sum(-1) + rank * np.log(2.0 * np.pi))
         covered = {f"coverage_{level}": (probability <= level / 100).astype(np.float64) for level in REGION_LEVELS}
         return {**covered, "log_score": log_score}
+
+    def _lost(self, displacement: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+        """What Gaussians lose of the exact one's log-score, in expectation over the exact posterior, shape (N, T).
+
+        This is the KL divergence of the Gaussian with the exact mean and covariance from the other, whatever the exact
+        posterior's shape: a Gaussian's log-density is quadratic, so its expectation is that of the first two moments.
+
+        :param displacement: the other's mean less the exact one, shape (N, T, P)
+        :param covariance: the other's, shape (N, T, P, P)
+        """
+        exact_variance, exact_axes = self._spread(self._record.exact_covariance)
+        variance, axes = self._spread(covariance)
+        exact_variance, variance = np.maximum(exact_variance, FLOOR**2), np.maximum(variance, FLOOR**2)
+        # The exact variance along each of the other's axes
+        overlap = np.square(axes.swapaxes(-1, -2) @ exact_axes)
+        expected = (overlap @ exact_variance[..., None])[..., 0]
+        along = np.einsum("ntij,nti->ntj", axes, displacement @ self._whitening)
+        ratio = (expected + np.square(along)) / variance
+        return np.asarray(0.5 * (ratio - 1.0 + np.log(variance) - np.log(exact_variance)).sum(-1))
+
+    def _spread(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors in the whitened coordinates, shapes (N, T, Q) and (N, T, Q, Q)."""
+        return np.linalg.eigh(self._whitening.T @ covariance @ self._whitening)
 
 
 def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndarray]:
@@ -137,13 +168,14 @@ def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndar
         "exact_variance": means["exact_variance"],
         **{name: means.get(name, nothing) for name in regions},
         **{f"exact_{name}": means[f"exact_{name}"] for name in regions},
+        **{name: means.get(name, nothing) for name in LOSSES},
     }
 
 
 def intervals(
     numbers: dict[str, np.ndarray], selected: np.ndarray, n_steps: int, bootstrap: Bootstrap
 ) -> dict[str, np.ndarray]:
-    """Intervals over trials of R^2, of both coverages and log-scores, each of shape (T, 2).
+    """Intervals over trials of R^2, coverages, log-scores and what is lost of them, each of shape (T, 2).
 
     Those of coverage are Wilson's for a proportion (a bootstrap knows no spread where nearly all are alike), the others
     bootstrapped.
@@ -154,7 +186,7 @@ def intervals(
     :param bootstrap: how they are resampled
     """
     found = {}
-    for name in ("r2", *(key for key in numbers if "coverage" in key or "log_score" in key)):
+    for name in ("r2", *(key for key in numbers if "coverage" in key or "log_score" in key or key in LOSSES)):
         ends = np.full((n_steps, 2), np.nan)
         for t in selected.tolist():
             if name == "r2":
@@ -212,9 +244,13 @@ class Simulation:
             predict = _Network(_rows(inputs), _rows(targets), seed, n_steps)
             missed = np.square(predict(_rows(tested)).reshape(truth.shape) - truth).sum(-1)
             spread = np.square(truth - truth.mean(0)).sum(-1)
-            exists = spread.mean(0) > _NOTHING * max(float(spread.mean()), 1e-300)
+            # Not of the spread, which is rounding where nothing varies at any step
+            exists = spread.mean(0) > _NOTHING * np.square(truth).sum(-1).mean()
             with np.errstate(divide="ignore", invalid="ignore"):
                 self.by_step[name] = np.where(exists, 1.0 - missed.mean(0) / spread.mean(0), np.nan)
+            if not exists.any():
+                self.total[name] = Estimate(np.nan, np.nan, np.nan)
+                continue
             ratio = bootstrap.ratio(missed[:, exists].sum(1), spread[:, exists].sum(1))
             self.total[name] = Estimate(1.0 - ratio.value, 1.0 - ratio.high, 1.0 - max(ratio.low, 0.0))
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sb3_laplace.evaluation.belief_evaluation import BeliefEvaluation
 from sb3_laplace.evaluation.diagnostics import Diagnosis
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.version import __version__
@@ -91,6 +92,7 @@ def write_report(
     path: str | os.PathLike,
     traces: Mapping[str, PosteriorTrace],
     diagnoses: Mapping[str, Diagnosis],
+    beliefs: Mapping[str, BeliefEvaluation] | None = None,
     calibration: str | None = None,
 ) -> None:
     """Write the verdicts and plots of one or several agents into one HTML file.
@@ -100,6 +102,7 @@ def write_report(
     :param path: the file
     :param traces: traces by the agents' names
     :param diagnoses: diagnoses by the same names
+    :param beliefs: evaluations of :func:`~sb3_laplace.evaluate_belief` by the same names, where the task has an oracle
     :param calibration: the table of a calibration, if one of the agents is another calibrated
     :raises ImportError: if matplotlib is not installed
     """
@@ -149,6 +152,7 @@ def write_report(
                 if examples
                 else []
             ),
+            *(_beliefs(beliefs) if beliefs else []),
             "<h2>Settings</h2>",
             _settings(traces),
             f"<footer>sb3-laplace {html.escape(__version__)}</footer>",
@@ -209,6 +213,31 @@ def _verdict(diagnosis: Diagnosis, key: str) -> str:
         f'<span class="verdict {kind}">{html.escape(finding.verdict)}</span><div>{html.escape(finding.meaning)}</div>'
         f'<div class="numbers">{numbers}</div>'
     )
+
+
+def _beliefs(beliefs: Mapping[str, BeliefEvaluation]) -> list[str]:
+    """A section with a figure of all agents, and the table of each.
+
+    :param beliefs: by the agents' names, at least one
+    """
+    from sb3_laplace.plots.belief import plot_belief
+    from sb3_laplace.plots.traces import to_data_uri
+
+    caption = (
+        "How much of the exact posterior's mean a linear read-out of the agent's mean explains; how wide its belief "
+        "about the task is, with what the read-out cannot explain (R) and without; and how often its regions hold the "
+        "true task. Dashed: the exact belief, after the same observations."
+    )
+    tables = (
+        (f"<h3>{html.escape(name)}</h3>" if len(beliefs) > 1 else "")
+        + f'<div class="scroll"><pre>{html.escape(belief.table())}</pre></div>'
+        for name, belief in beliefs.items()
+    )
+    return [
+        "<h2>Beside the exact belief</h2>",
+        _figure("Belief about the task", caption, to_data_uri(plot_belief(beliefs))),
+        *tables,
+    ]
 
 
 def _settings(traces: Mapping[str, PosteriorTrace]) -> str:
