@@ -66,7 +66,7 @@ TABLES: dict[str, list[tuple[str, str, str]]] = {
         ("lost by mean", "lost_by_mean", ".3f"),
     ],
     "width": [
-        ("claimed/exact", "claimed_ratio", ".3f"),
+        ("claimed/exact", "claimed_ratio", ".2f"),
         ("with R/exact", "total_ratio", ".2f"),
         ("in 50%", "coverage_50", ".3f"),
         ("in 90%", "coverage_90", ".3f"),
@@ -90,7 +90,7 @@ DIFFERENCES = [
     ("lost by mean", "lost_by_mean", "+.3f"),
     ("lost by width, with R", "lost_by_width", "+.3f"),
     ("lost", "lost", "+.3f"),
-    ("claimed/exact", "claimed_ratio", "+.3f"),
+    ("claimed/exact", "claimed_ratio", "+.2f"),
     ("regret, mode", "regret_mode", "+.2f"),
 ]
 #: Scores whose values by step are kept for the figure
@@ -302,7 +302,7 @@ def insert(text: str, found: dict[str, str]) -> str:
 
 def draw_steps(results: Results, path: Path) -> None:
     """Curves of the base agent by step, means over seeds."""
-    _, (explained, losses, width) = axes = new_figure(1, 3, (11.5, 3.4))
+    _, (explained, losses, width) = axes = new_figure(1, 3, (12.0, 4.0))
     steps = np.arange(1, results.curves("base", "r2").shape[1] + 1)
 
     def draw(panel: Axes, key: str, color: str, label: str, style: str = "-", variant: str = "base") -> None:
@@ -324,7 +324,8 @@ def draw_steps(results: Results, path: Path) -> None:
     for panel, title in zip((explained, losses, width), titles, strict=True):
         panel.set_title(title, fontsize="medium")
         panel.set_xlabel("pulls", fontsize="small")
-        panel.legend(fontsize="small", frameon=False)
+        # Below, where it hides no curve
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize="small", frameon=False)
     axes[0].savefig(path, dpi=100)
 
 
