@@ -71,11 +71,12 @@ def check_observation_space(space: spaces.Space) -> None:
     :raises ValueError: naming the part concerned
     """
     for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
-        if not isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Dict)):
+        # Dict spaces inside of Dict spaces too
+        if not isinstance(part, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             of_key = f" under key {key!r}" if key else ""
             raise ValueError(
-                f"the observation space holds {part}{of_key}, which no policy reads: drop or encode it with a wrapper "
-                "(gymnasium.wrappers.FilterObservation, TransformObservation)."
+                f"the observation space holds {part}{of_key}, which no policy reads: drop, encode or flatten it with a "
+                "wrapper (gymnasium.wrappers.FilterObservation, TransformObservation, FlattenObservation)."
             )
 
 

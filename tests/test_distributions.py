@@ -1,12 +1,15 @@
 """The categorical distribution against torch's own, and the entropy of mixtures."""
 
+import math
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import BernoulliDistribution
 from torch.distributions import Categorical
 
-from sb3_laplace.policies.distributions import LogSoftmaxCategorical
+from sb3_laplace.policies.distributions import LogSoftmaxCategorical, mix
 from tests.helpers import make_policy
 from tests.test_laplace_recurrent_ppo import collect, random_vec_env, small_model
 
@@ -80,3 +83,20 @@ def test_entropy_of_a_mixture_is_a_lower_bound(space: spaces.Space) -> None:
         bound = distribution.entropy()
     assert bound.std() < 1e-4
     assert sampled - np.log(3) - 0.05 < bound.mean() < sampled + 0.05
+
+
+@pytest.mark.parametrize("n_components", [1, 2])
+def test_masked_bits_count_nothing(n_components: int) -> None:
+    """A bit that can only be 0, and one that can only be 1, beside a free one of logit log 3: p = 3/4."""
+    logits = th.tensor([[-th.inf, math.log(3.0), th.inf]]).repeat(n_components, 1).requires_grad_()
+    distribution = mix(BernoulliDistribution(3).proba_distribution, logits, n_components)
+    for free, probability in ((1.0, 0.75), (0.0, 0.25)):
+        log_prob = distribution.log_prob(th.tensor([[0.0, free, 1.0]]))
+        th.testing.assert_close(log_prob, th.tensor([probability]).log())
+    entropy = distribution.entropy()
+    th.testing.assert_close(entropy, th.tensor([-0.75 * math.log(0.75) - 0.25 * math.log(0.25)]))
+    gradient = th.autograd.grad((entropy + log_prob).sum(), logits)[0].sum(0)
+    # d entropy / d logit = -logit p (1 - p), d log(1 - p) / d logit = -p
+    th.testing.assert_close(gradient, th.tensor([0.0, -math.log(3.0) * 3 / 16 - 0.75, 0.0]))
+    assert distribution.log_prob(th.tensor([[1.0, 0.0, 1.0]])).exp() == 0.0
+    assert distribution.log_prob(th.tensor([[0.0, 0.0, 0.0]])).exp() == 0.0

@@ -13,8 +13,8 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_laplace import LaplaceRecurrentPPO, make_vec_env, posterior_trace
-from tests.helpers import RandomEnv
+from sb3_laplace import LaplaceMultiInputLstmPolicy, LaplaceRecurrentPPO, make_vec_env, posterior_trace
+from tests.helpers import ACTION_SPACES, RandomEnv
 from tests.test_laplace_recurrent_ppo import random_vec_env, small_model
 
 
@@ -97,6 +97,26 @@ def test_what_callbacks_find(action_space: spaces.Space) -> None:
     assert their_buffer.actions.size == buffer.actions.size
     # The last step's action is the one that the environment got
     assert buffer.rewards.shape == their_buffer.rewards.shape == (12, 3)
+
+
+@pytest.mark.parametrize("action_space", ACTION_SPACES.values(), ids=ACTION_SPACES)
+def test_buffer_before_the_first_rollout(action_space: spaces.Space) -> None:
+    """Zeros, as RecurrentPPO's, in the shape that the first rollout has."""
+    model = small_model(random_vec_env(action_space=action_space))
+    buffer = model.rollout_buffer
+    before = buffer.actions, buffer.observations
+    model.learn(36)
+    for zeros, filled in zip(before, (buffer.actions, buffer.observations), strict=True):
+        assert zeros.shape == filled.shape
+        assert not zeros.any()
+    assert before[0].dtype == action_space.dtype
+    kinds = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float64), "b": spaces.Discrete(3)})
+    of_dict = small_model(random_vec_env(observation_space=kinds), "LaplaceMultiInputLstmPolicy")
+    found = of_dict.rollout_buffer.observations
+    assert {key: (part.shape, part.dtype) for key, part in found.items()} == {
+        "a": ((12, 3, 2), np.float32),
+        "b": ((12, 3), np.int64),
+    }
 
 
 def test_buffer_holds_what_happened() -> None:
@@ -233,6 +253,11 @@ def test_a_vector_env_is_wrapped() -> None:
             "the observation space holds Text.* under key 'mission', which no policy reads",
         ),
         (
+            spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Dict({"c": spaces.Discrete(3)})}),
+            "LaplaceMultiInputLstmPolicy",
+            r"the observation space holds Dict\('c': Discrete\(3\)\) under key 'b', which no policy reads: .*Flatten",
+        ),
+        (
             spaces.Box(0, 255, (10, 10, 3), np.uint8),
             "LaplaceCnnLstmPolicy",
             r"images of shape \(3, 10, 10\) are",
@@ -247,6 +272,12 @@ def test_a_vector_env_is_wrapped() -> None:
 def test_observation_spaces_that_cannot_be_read(space: spaces.Space, policy: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LaplaceRecurrentPPO(policy, RandomEnv(space), n_steps=8)
+
+
+def test_a_policy_of_its_own_refuses_the_same() -> None:
+    space = spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(3)})})
+    with pytest.raises(ValueError, match=r"Dict\('b': Discrete\(3\)\) under key 'a', which no policy reads"):
+        LaplaceMultiInputLstmPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
 
 
 def test_the_smallest_image() -> None:

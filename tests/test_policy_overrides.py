@@ -7,7 +7,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution, MultiCategoricalDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 
 from sb3_laplace import LaplaceLstmPolicy
@@ -150,3 +155,31 @@ def test_masked_actions_of_several_choices(n_samples: int) -> None:
     for deterministic in (True, False):
         actions, _ = model.predict(obs, deterministic=deterministic)
         assert (actions < [2, 1, 3]).all()
+
+
+class MaskedBits(LaplaceLstmPolicy):
+    """The first of three bits is always 0, the last always 1."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        logits = self.action_net(latent_pi).clone()
+        logits[:, 0], logits[:, 2] = -th.inf, th.inf
+        return BernoulliDistribution(3).proba_distribution(logits)
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 3])
+def test_masked_bits(n_samples: int) -> None:
+    model = small_model(
+        random_vec_env(action_space=spaces.MultiBinary(3)),
+        policy=MaskedBits,
+        policy_kwargs={"latent_dim": 8, "n_posterior_samples": n_samples},
+        ent_coef=0.01,
+        n_epochs=2,
+    )
+    collect(model)
+    assert largest_log_ratio(model) < 1e-5
+    model.learn(108)
+    assert np.isfinite(model.policy.parameters_to_vector()).all()
+    obs = model.env.reset()
+    for deterministic in (True, False):
+        actions, _ = model.predict(obs, deterministic=deterministic)
+        assert (actions[:, [0, 2]] == [0, 1]).all()

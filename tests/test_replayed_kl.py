@@ -1,5 +1,6 @@
-"""The KL of an update against the rollout's own, before the first gradient step."""
+"""The KL and the moves of an update against the rollout's own, before the first gradient step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ def kl_of(model: LaplaceRecurrentPPO, step: PosteriorStep) -> th.Tensor:
     return parts.mean if isinstance(model.policy.latent_layer, LaplacePosterior) else parts.mean + parts.covariance
 
 
+def moved(_: LaplaceRecurrentPPO, step: PosteriorStep) -> th.Tensor:
+    """How far the mean moved."""
+    return step.posterior.mean - step.previous.mean
+
+
 def model_of(posterior: str) -> LaplaceRecurrentPPO:
     """13 steps in sequences of 5, 4 and 4, with a prior that is neither far from the posterior nor on it."""
     kwargs = POSTERIORS[posterior]
@@ -33,13 +39,15 @@ def model_of(posterior: str) -> LaplaceRecurrentPPO:
     return model
 
 
-def rollout(model: LaplaceRecurrentPPO) -> th.Tensor:
-    """One rollout without an update, and the KL at each of its steps, shape (n_steps, n_envs)."""
+def rollout(
+    model: LaplaceRecurrentPPO, what: Callable[[LaplaceRecurrentPPO, PosteriorStep], th.Tensor] = kl_of
+) -> th.Tensor:
+    """One rollout without an update, and the KL (or what is asked for) at each of its steps, (n_steps, n_envs, ...)."""
     found: list[th.Tensor] = []
 
     class Record(BaseCallback):
         def _on_step(self) -> bool:
-            found.append(kl_of(model, self.locals["step"].posterior))
+            found.append(what(model, self.locals["step"].posterior))
             return True
 
     _, callback = model._setup_learn(1, Record(), reset_num_timesteps=False)
@@ -48,8 +56,8 @@ def rollout(model: LaplaceRecurrentPPO) -> th.Tensor:
     return th.stack(found)
 
 
-def replayed(model: LaplaceRecurrentPPO) -> th.Tensor:
-    """The KL at the same steps as an update has it, shape (n_steps, n_envs)."""
+def replayed(model: LaplaceRecurrentPPO, name: str = "kl") -> th.Tensor:
+    """The KL, or what has moved, at the same steps as an update has it, shape (n_steps, n_envs, ...)."""
     samples = next(iter(model.rollout_buffer.get(None)))
     assert samples.mask is not None
     evaluation = model.policy.evaluate_sequences(
@@ -60,9 +68,9 @@ def replayed(model: LaplaceRecurrentPPO) -> th.Tensor:
         samples.noise,
         samples.memory,
     )
-    kl = evaluation.posterior.kl().flatten()
+    values = getattr(evaluation.posterior, name)().flatten(0, 1)
     # All sequences at once come one environment after the other
-    return kl[samples.mask].view(model.n_envs, model.n_steps).T
+    return values[samples.mask].unflatten(0, (model.n_envs, model.n_steps)).transpose(0, 1)
 
 
 def assert_resets_everywhere(model: LaplaceRecurrentPPO) -> None:
@@ -85,6 +93,16 @@ def test_replayed_kl_is_the_rollouts(posterior: str) -> None:
         assert_resets_everywhere(model)
         assert expected.min() > 0
         th.testing.assert_close(replayed(model).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("posterior", WITH_KL)
+def test_replayed_moves_are_the_rollouts(posterior: str) -> None:
+    model = model_of(posterior)
+    for _ in range(2):
+        expected = rollout(model, moved)
+        assert_resets_everywhere(model)
+        assert expected.abs().max() > 0.01
+        th.testing.assert_close(replayed(model, "moved").detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("posterior", WITH_KL)

@@ -72,15 +72,24 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
     @property
     def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
-        """Observations as SB3's buffers have them, shape (n_steps, n_envs, ...), or a dict of these."""
+        """Observations as SB3's buffers have them, shape (n_steps, n_envs, ...), or a dict of these.
+
+        Zero before the first rollout.
+        """
         prefix = "observations/"
         parts = {key.removeprefix(prefix): self._as_numpy(key) for key in self._stored if key.startswith(prefix)}
-        return parts.get("", parts)
+        return parts.get("", parts) if parts else self._zeros(self.observation_space)
 
     @property
     def actions(self) -> np.ndarray:  # type: ignore[override]
-        """Actions as the policy returned them, shape (n_steps, n_envs, ...)."""
-        return self._as_numpy("action")
+        """Actions as the policy returned them, shape (n_steps, n_envs, ...). Zero before the first rollout."""
+        return self._as_numpy("action") if "action" in self._stored else self._zeros(self.action_space)
+
+    def _zeros(self, space: spaces.Space) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: self._zeros(part) for key, part in space.spaces.items()}
+        dtype = np.float32 if space.dtype == np.float64 else space.dtype
+        return np.zeros((self.buffer_size, self.n_envs, *(space.shape or ())), dtype=dtype)
 
     def _as_numpy(self, name: str) -> np.ndarray:
         return self._stored[name].transpose(0, 1).cpu().numpy()

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, Distribution
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Bernoulli, Categorical
 from torch.distributions.utils import lazy_property
 
 _NOT_FINITE = (
     "The policy's action logits are not finite: its weights or its inputs are not, or every action is masked (-inf)."
 )
+# What is finite in single precision, where actions may be, and no logit of a network
+_LARGEST_LOGIT = 1e30
 
 
 class LogSoftmaxCategorical(Categorical):
@@ -143,9 +145,14 @@ def mix(
     :param latent_pi: latent codes of all components, ordered (K, N), shape (K * N, ...)
     :param n_components: number of components K
     :return: SB3's own distribution where K = 1 or the actions are categorical (the mean of the
-        probabilities is a categorical again, exactly), else a :class:`MixtureDistribution`
+        probabilities is a categorical again, exactly), else a :class:`MixtureDistribution`. Masked logits, -inf, and
+        inf of a Bernoulli's, are an action that is never taken: the other value of a choice has log-probability 0.
     """
     distribution = make_distribution(latent_pi)
+    if isinstance(distribution, BernoulliDistribution):
+        # Of a masked choice torch multiplies the logit, -inf or inf, by a probability of zero, which is NaN
+        logits = distribution.distribution.logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        distribution.distribution = Bernoulli(logits=logits)
     if n_components == 1:
         return distribution
     if isinstance(distribution, CategoricalDistribution):

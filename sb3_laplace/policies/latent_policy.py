@@ -11,7 +11,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_laplace.checks import check_integer, check_state
+from sb3_laplace.checks import check_integer, check_observation_space, check_state
 from sb3_laplace.cores import Core, core_class
 from sb3_laplace.policies.distributions import LogSoftmaxCategoricalDistribution
 from sb3_laplace.policies.features import check_extractor
@@ -58,6 +58,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self._refuse_overrides()
+        check_observation_space(observation_space)
         check_extractor(observation_space, kwargs.get("features_extractor_class", FlattenExtractor))
         self._core_class = core_class(rnn_type)
         self._core_class.check_keywords(lstm_kwargs or {})

@@ -139,6 +139,10 @@ def test_kinds_of_environments():
         ({"seed": [1]}, "seed must hold one seed for each of 2 environments, got 1"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"options": {"reset_mask": [True]}}, r"options\['reset_mask'\] must hold booleans in the shape \(2,\)"),
+        (
+            {"options": {"reset_mask": [False, False]}},
+            r"options\['reset_mask'\] must select at least one environment, got none",
+        ),
     ],
 )
 def test_resets(kwargs, message):

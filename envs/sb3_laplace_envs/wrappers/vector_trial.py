@@ -131,6 +131,8 @@ class VectorTrial(VectorWrapper):
         mask = np.ones(self.num_envs, dtype=np.bool_)
         if options.get("reset_mask") is not None:
             mask = check_array("options['reset_mask']", options["reset_mask"], "b", (self.num_envs,))
+            if not mask.any():
+                raise ValueError("options['reset_mask'] must select at least one environment, got none")
             if self._latest is None and not mask.all():
                 raise ResetNeeded("options['reset_mask'] must select all environments at the first reset")
         rows = np.flatnonzero(mask)
