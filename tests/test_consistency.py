@@ -155,10 +155,13 @@ def test_a_step_of_dual_ascent(ratio: float, target: float, factor: float, monke
     assert model.kl_coef == "auto_1e-3"
 
 
-@pytest.mark.parametrize(("ratio", "bound"), [(1e3, 1.0), (1e-3, 1e-6)])
-def test_its_bounds(ratio: float, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = agent(kl_coef=f"auto_{bound}")
-    monkeypatch.setattr(TaskBalance, "log_ratio", lambda self: math.log(ratio))
+@pytest.mark.parametrize(
+    ("env_id", "balance", "ratio", "bound"),
+    [(BANDIT, TaskBalance, 1e3, 0.02), (BANDIT, TaskBalance, 1e-3, 1e-6), (CARTPOLE, LatentBalance, 1e3, 1.0)],
+)
+def test_its_bounds(env_id: str, balance: type, ratio: float, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(env_id, kl_coef=f"auto_{bound}")
+    monkeypatch.setattr(balance, "log_ratio", lambda self: math.log(ratio))
     model.learn(200)
     assert model.kl_multiplier == bound
 

@@ -38,6 +38,8 @@ class Balance(ABC):
 
     #: Name of the mean penalty in the log
     name: str
+    #: Largest coefficient that it takes
+    largest: float
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
         self._n_envs, self._n_steps = n_envs, n_steps
@@ -84,6 +86,7 @@ class LatentBalance(Balance):
     """In the latent itself, whitened by the precision before the step; the penalty is the KL."""
 
     name = "kl_loss"
+    largest = 1.0
 
     def begin(self) -> None:
         self._pairs: list[tuple[Gaussian, Gaussian]] = []
@@ -119,6 +122,9 @@ class TaskBalance(Balance):
     """
 
     name = "consistency_loss"
+    # The penalty is about 1 where the belief moves as it claims, whatever the units: a coefficient of 0.1 keeps the
+    # agent of the grid, whose read-out also moves with its position, from learning
+    largest = 0.02
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
         super().__init__(n_envs, n_steps, seed)

@@ -50,7 +50,7 @@ class KLTerm(LossTerm):
     With ``kl_coef="auto"`` the coefficient is the multiplier of the constraint that the posterior moves ``kl_target``
     times as much as it claims to learn: after each rollout ``log kl_coef += 0.2 clip(log(r / kl_target), -1, 1)`` (dual
     ascent), r being moves over claims, see :mod:`~sb3_laplace.algorithm.losses.consistency`. Where the environments
-    report their task the penalty is on the moves of its linear read-out.
+    report their task the penalty is on the moves of its linear read-out, and the coefficient at most 0.02, else 1.
     """
 
     coefficient: ClassVar[str] = "kl_coef"
@@ -138,7 +138,8 @@ class KLTerm(LossTerm):
         log_ratio = self._balance.log_ratio()
         if log_ratio is not None:
             error = log_ratio - math.log(self.algorithm.kl_target)  # type: ignore[attr-defined]
-            coefficient = min(max(coefficient * math.exp(_STEP * min(max(error, -1.0), 1.0)), _LEAST), _MOST)
+            coefficient *= math.exp(_STEP * min(max(error, -1.0), 1.0))
+            coefficient = min(max(coefficient, _LEAST), self._balance.largest)
             self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratio))
         elif not self._has_warned:
             self._has_warned = True
