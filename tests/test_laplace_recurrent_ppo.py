@@ -125,7 +125,9 @@ def test_ratio_with_gsde() -> None:
 
 def test_same_returns_as_recurrent_ppo() -> None:
     """K = 0 with the same weights and actions: the same advantages, terminal-value bootstrap included."""
-    ours = small_model(random_vec_env(end_rate=0.4), policy_kwargs={"n_posterior_samples": 0}, n_steps=30)
+    ours = small_model(
+        random_vec_env(end_rate=0.4), policy_kwargs={"n_posterior_samples": 0, "latent_dim": None}, n_steps=30
+    )
     theirs = RecurrentPPO(
         "MlpLstmPolicy",
         random_vec_env(end_rate=0.4),

@@ -166,7 +166,7 @@ MODES = (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)
 @pytest.mark.parametrize("wrapper", [lambda env: env, VecMonitor, partial(VecNormalize, training=False)])
 def test_steps_spent_on_a_reset_belong_to_no_trial(wrapper: Any) -> None:
     envs = [batched(mode, wrapper) for mode in MODES]
-    model = small_model(batched(MODES[0], wrapper))
+    model = small_model(batched(MODES[0], wrapper), policy_kwargs={"latent_dim": None})
     same, following = (posterior_trace(model, env, 5, deterministic=True) for env in envs)
     assert following.lengths.tolist() == [7] * 5
     for name, array in same.columns().items():

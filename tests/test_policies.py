@@ -37,7 +37,7 @@ WINDOWS: list[dict[str, Any]] = [
 
 def pair(action_space: spaces.Space, **kwargs: Any) -> tuple[LaplaceLstmPolicy, RecurrentActorCriticPolicy]:
     """Ours with the identity latent and K = 0, and sb3-contrib's with the same weights."""
-    ours = make_policy(BOX, action_space, n_posterior_samples=0, **kwargs)
+    ours = make_policy(BOX, action_space, latent_dim=None, n_posterior_samples=0, **kwargs)
     randomize(ours, std=0.3)
     theirs = RecurrentActorCriticPolicy(BOX, action_space, lambda _: 1e-3, lstm_hidden_size=8, **kwargs)
     theirs.load_state_dict(ours.state_dict())
@@ -97,10 +97,32 @@ def test_initial_weights_are_recurrent_ppos() -> None:
     th.manual_seed(3)
     theirs = RecurrentActorCriticPolicy(BOX, spaces.Discrete(3), lambda _: 1e-3)
     th.manual_seed(3)
-    ours = LaplaceLstmPolicy(BOX, spaces.Discrete(3), lambda _: 1e-3)
+    ours = LaplaceLstmPolicy(BOX, spaces.Discrete(3), lambda _: 1e-3, latent_dim=None)
     for name, weight in theirs.state_dict().items():
         assert th.equal(ours.state_dict()[name], weight), name
     assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "latent_dim", "prior_std"),
+    [
+        ({}, 8, 1.0),
+        ({"lstm_hidden_size": 100}, 64, 1.0),
+        ({"posterior": "variational"}, 8, 1.0),
+        ({"latent_dim": None}, None, 0.02),
+        ({"latent_dim": 3}, 3, 1.0),
+        ({"posterior_kwargs": {"prior_std": 0.5}}, 8, 0.5),
+    ],
+)
+def test_default_latent(kwargs: dict[str, Any], latent_dim: int | None, prior_std: float) -> None:
+    policy = make_policy(**kwargs)
+    assert policy._get_constructor_parameters()["latent_dim"] == latent_dim
+    assert policy.latent_layer.latent_dim == latent_dim or (latent_dim is None and policy.latent_layer.latent_dim == 8)
+    assert policy.latent_layer.prior_std == prior_std
+
+
+def test_a_point_is_the_hidden_state_by_default() -> None:
+    assert make_policy(posterior="point").latent_layer.mean_net is None
 
 
 def test_k0_draws_no_random_number() -> None:

@@ -189,7 +189,8 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("criterion", ["return", "likelihood"])
 def test_calibration(criterion: str, tmp_path: Path) -> None:
     env = make_vec_env("sb3_laplace/DirichletBandit-v0", 8, seed=0, env_kwargs={"trial_length": 10})
-    model = small_model(env, n_steps=20, batch_size=80, n_epochs=5, learning_rate=3e-3).learn(1600)
+    arguments: dict[str, Any] = {"n_steps": 20, "batch_size": 80, "n_epochs": 5, "learning_rate": 3e-3}
+    model = small_model(env, policy_kwargs={"latent_dim": None}, **arguments).learn(1600)
     prior_stds = [1e-4, 30.0, 0.1]
     before = th.get_rng_state()
     result = calibrate_prior_std(model, env, prior_stds, n_trials=64, criterion=criterion, seed=3)

@@ -117,9 +117,8 @@ def test_decoder_learns_success_probabilities() -> None:
 
     env = DummyVecEnv([OneBandit] * 16)
     env.seed(0)
-    model = small_model(
-        env, n_steps=50, batch_size=200, policy_coef=0.0, reward_coef=1.0, learning_rate=3e-3, n_epochs=4
-    )
+    arguments: dict[str, Any] = {"n_steps": 50, "batch_size": 200, "learning_rate": 3e-3, "n_epochs": 4}
+    model = small_model(env, policy_coef=0.0, reward_coef=1.0, policy_kwargs={"latent_dim": None}, **arguments)
     model.learn(16_000)
     state = model.predict(env.reset())[1]
     decoded = model.policy.predict_reward(state)

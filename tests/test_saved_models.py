@@ -30,6 +30,32 @@ def test_saved_agent_predicts_the_same(name: str) -> None:
             np.testing.assert_allclose(value, expected[key][t], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_the_default_latent_is_that_of_when_the_agent_was_made(
+    weights_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=2, seed=0)
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, n_steps=10, policy_kwargs={"lstm_hidden_size": 8})
+    model.save(tmp_path / "model")
+    # A later version
+    monkeypatch.setattr("sb3_laplace.posteriors._MAX_LATENT_DIM", 4)
+    loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu", weights_only=weights_only)
+    assert loaded.policy.latent_layer.latent_dim == 8
+    assert loaded.policy.latent_layer.prior_std == 1.0
+
+
+def test_agents_from_before_there_was_a_projection_by_default_have_none(tmp_path: Path) -> None:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=2, seed=0)
+    policy_kwargs = {"lstm_hidden_size": 8, "latent_dim": None}
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, n_steps=10, policy_kwargs=policy_kwargs)
+    # Their files say nothing of it
+    del model.policy_kwargs["latent_dim"]
+    model.save(tmp_path / "model", exclude=["settled_latent_dim"])
+    loaded = LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu")
+    assert loaded.policy.latent_layer.mean_net is None
+    assert loaded.policy.latent_layer.prior_std == 0.02
+
+
 def test_training_of_a_saved_agent_goes_on() -> None:
     env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs=2, seed=0)
     model = LaplaceRecurrentPPO.load(SAVED / "before_layout.zip", env=env, device="cpu")

@@ -151,6 +151,8 @@ class LaplaceRecurrentPPO(SavedPPO):
         # they were given, which SB3's load compares.
         self.posterior_settings: dict[str, Any] = {}
         self.has_reward_decoder = False
+        # Loading leaves it to the file, in which agents of a time when it was always the identity have nothing
+        self.settled_latent_dim = "auto" if _init_setup_model else None
         self.was_normalized: bool | None = None
         super().__init__(
             policy,

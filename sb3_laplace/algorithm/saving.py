@@ -25,6 +25,8 @@ class SavedPPO(PosteriorRollouts):
     posterior_settings: dict[str, Any]
     #: Whether the policy has a decoder of rewards, also when it is no longer trained
     has_reward_decoder: bool
+    #: The policy's ``latent_dim`` where policy_kwargs have none
+    settled_latent_dim: int | str | None
     #: Whether it was last trained under VecNormalize; None if that is not known
     was_normalized: bool | None
 
@@ -35,13 +37,15 @@ class SavedPPO(PosteriorRollouts):
         if kwargs.get("reward_decoder_kwargs") is None and (needs_decoder or self.has_reward_decoder):
             kwargs["reward_decoder_kwargs"] = {}
         self.has_reward_decoder = kwargs.get("reward_decoder_kwargs") is not None
+        kwargs.setdefault("latent_dim", self.settled_latent_dim)
         if self.posterior_settings:
             kwargs["posterior_kwargs"] = {**(kwargs.get("posterior_kwargs") or {}), **self.posterior_settings}
         return kwargs
 
     def _settle_prior(self) -> None:
-        """Record the prior that the latent layer has, which :meth:`LatentPosterior.set_prior` may have changed."""
+        """Record the size and prior of the latent layer, which :meth:`LatentPosterior.set_prior` may have changed."""
         layer = self.policy.latent_layer
+        self.settled_latent_dim = self.policy._own_parameters["latent_dim"]
         if isinstance(self.policy._own_parameters["posterior"], str):
             settings = {"prior_std": layer.prior_std}
             if bool((layer.prior_mean != 0).any()):

@@ -29,7 +29,8 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
     :param observation_space: observation space
     :param action_space: action space
     :param lr_schedule: learning rate schedule
-    :param latent_dim: number of latent units D; None for the identity latent (D = H)
+    :param latent_dim: number of latent units D, linear in the hidden state; None for the identity latent (D = H).
+        "auto" is at most 64 units, and the identity for a point, which has no width to be in proportion to.
     :param posterior: "laplace", "point" (RL^2), "constant_variance", "variational" (VRNN), or a
         :class:`~sb3_laplace.posteriors.LatentPosterior` class
     :param posterior_kwargs: keywords of the posterior's class, see :mod:`sb3_laplace.posteriors`

@@ -1,7 +1,7 @@
 """What a recurrent policy with a posterior remembers with: the cores, the latent layer and the recurrent state."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -44,7 +44,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        latent_dim: int | None = None,
+        latent_dim: int | Literal["auto"] | None = "auto",
         posterior: str | type[LatentPosterior] = "laplace",
         posterior_kwargs: dict[str, Any] | None = None,
         n_posterior_samples: int = 1,
@@ -136,6 +136,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         self.latent_layer = make_posterior(
             own["posterior"], hidden_size, input_size, own["latent_dim"], own["posterior_kwargs"]
         )
+        own["latent_dim"] = None if self.latent_layer.mean_net is None else self.latent_layer.latent_dim
         extra = {"hidden": hidden_size, "features": self.features_dim}
         self.lstm_output_dim = self.latent_layer.latent_dim + sum(extra[name] for name in self.head_inputs)
 

@@ -1,6 +1,6 @@
 """The latent layer: from recurrent states to Gaussian posteriors over the task latent, one class per posterior."""
 
-from typing import Any
+from typing import Any, Literal
 
 from sb3_laplace.posteriors.base import (
     HiddenStatePosterior,
@@ -38,13 +38,15 @@ POSTERIORS: dict[str, type[LatentPosterior]] = {
     "constant_variance": ConstantVariancePosterior,
     "variational": VariationalPosterior,
 }
+# The paper's number of latent units
+_MAX_LATENT_DIM = 64
 
 
 def make_posterior(
     posterior: str | type[LatentPosterior],
     hidden_size: int,
     input_size: int,
-    latent_dim: int | None,
+    latent_dim: int | Literal["auto"] | None,
     posterior_kwargs: dict[str, Any],
 ) -> LatentPosterior:
     """Build the latent layer that ``policy_kwargs`` ask for.
@@ -52,7 +54,8 @@ def make_posterior(
     :param posterior: a name, or a subclass of :class:`LatentPosterior`
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes
-    :param latent_dim: number of latent units D, None for the identity
+    :param latent_dim: number of latent units D, None for the identity; "auto" is at most 64, and the identity for a
+        point
     :param posterior_kwargs: further keyword arguments of the class
     :raises ValueError: if the name is unknown or an argument is out of range
     :raises TypeError: if the class takes no such keyword
@@ -60,6 +63,8 @@ def make_posterior(
     posterior_class = POSTERIORS.get(posterior) if isinstance(posterior, str) else posterior
     if not (isinstance(posterior_class, type) and issubclass(posterior_class, LatentPosterior)):
         raise ValueError(f"posterior must be one of {list(POSTERIORS)} or a LatentPosterior class, got {posterior!r}.")
+    if latent_dim == "auto":
+        latent_dim = None if posterior_class.is_point else min(_MAX_LATENT_DIM, hidden_size)
     try:
         return posterior_class(hidden_size, input_size, latent_dim, **posterior_kwargs)
     except TypeError as error:

@@ -19,6 +19,8 @@ from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian
 # At the default gain of one |J| is below 0.03 and mu far smaller than the posterior's noise: sampling
 # swamps the latent and learning starts late.
 _LATENT_GAIN = 3.0
+# Of the identity latent
+_IDENTITY_PRIOR_STD = 0.02
 
 
 #: What a posterior remembers of N environments beside the core's state: tensors (N, ...), best a named tuple
@@ -114,8 +116,8 @@ class LatentPosterior(nn.Module, ABC):
     :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity (D = H)
     :param prior_std: standard deviation of the prior q_0 = N(prior_mean, diag(prior_std^2)), a number or one for each
-        latent unit. The default lets an agent that samples learn the bandit task as fast as one that does not: hidden
-        states are small, and wider noise swamps them (0.1 and more with the identity latent).
+        latent unit. None is 1 for a projection, which can make its means as large as the noise demands (the paper's
+        setting), and 0.02 for the identity, which cannot: hidden states lie in (-1, 1), and wider noise swamps them.
     :param prior_mean: mean of the prior, a number or one for each latent unit
     :raises ValueError: if latent_dim or prior_std is not positive, or there are not as many numbers as latent units
     """
@@ -133,7 +135,7 @@ class LatentPosterior(nn.Module, ABC):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float | Sequence[float] = 0.02,
+        prior_std: float | Sequence[float] | None = None,
         prior_mean: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
@@ -142,6 +144,8 @@ class LatentPosterior(nn.Module, ABC):
         self.latent_dim = hidden_size if latent_dim is None else check_integer("latent_dim", latent_dim, minimum=1)
         self.register_buffer("prior_mean", th.zeros(self.latent_dim), persistent=False)
         self.register_buffer("prior_precision", th.ones(self.latent_dim), persistent=False)
+        if prior_std is None:
+            prior_std = _IDENTITY_PRIOR_STD if latent_dim is None else 1.0
         self.set_prior(prior_mean, prior_std)
         self.mean_net = None if latent_dim is None else nn.Linear(hidden_size, self.latent_dim)
         if self.mean_net is not None:

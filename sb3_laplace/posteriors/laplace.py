@@ -60,7 +60,8 @@ class LaplacePosterior(LatentPosterior):
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity
-    :param prior_std: standard deviation of the prior, a number or one for each latent unit
+    :param prior_std: standard deviation of the prior, a number or one for each latent unit; None is 1, with the
+        identity 0.02
     :param covariance: "diagonal" or "full"
     :param factorization: "markov" or "stationary"
     :param window: number of past inputs in the sum, the present one included; None for the whole episode.
@@ -81,7 +82,7 @@ class LaplacePosterior(LatentPosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float | Sequence[float] = 0.02,
+        prior_std: float | Sequence[float] | None = None,
         covariance: str = "diagonal",
         factorization: str = "markov",
         window: int | Literal["auto"] | None = "auto",

@@ -25,7 +25,7 @@ class VariationalPosterior(HiddenStatePosterior):
     :param input_size: number of inputs F that the core's Jacobian takes
     :param latent_dim: number of latent units D, None for the identity
     :param prior_std: standard deviation of the prior, and of the posterior before training, a number or one for each
-        latent unit
+        latent unit; None is 1, with the identity 0.02
     :param covariance: "diagonal" or "full"
     :param prior_mean: mean of the prior, a number or one for each latent unit
     :raises ValueError: if an argument is out of range
@@ -36,7 +36,7 @@ class VariationalPosterior(HiddenStatePosterior):
         hidden_size: int,
         input_size: int,
         latent_dim: int | None = None,
-        prior_std: float | Sequence[float] = 0.02,
+        prior_std: float | Sequence[float] | None = None,
         covariance: str = "diagonal",
         prior_mean: float | Sequence[float] = 0.0,
     ) -> None:
