@@ -1,13 +1,7 @@
 """The linear read-out of the task from the latent: the part of a posterior that is a belief about the task.
 
 A hidden state also holds what is no task, as the position of a grid agent: that part moves forever. Where the
-environment reports its task, the read-out ``B z + b`` of it from draws z of the posterior finds the part that does not.
-
-It is the one of least squared error on draws, ``|task - B m - b|^2 + tr B Sigma B^T`` on average. (That of the means
-alone makes free use of directions in which the posterior says nothing: tasks are read out hardly better, but what the
-posterior claims about them depends on how small a ridge is chosen, by more than a factor of 10.) Martingales are
-martingales in every read-out, so that this is a choice of what to look at, not of what is right; it does not depend
-on the units of the latent.
+environment reports its task, ``E[task | m_t] = B m_t + b`` finds the part that does not.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +42,7 @@ class Readout(NamedTuple):
 
 
 class ReadoutMoments:
-    """The moments of posteriors and tasks that a read-out is solved from.
+    """The moments of means and tasks that a read-out is solved from, by ridge regression.
 
     :param decay: what the moments so far are multiplied by whenever there are new ones: 1 weighs all alike, less
         forgets those of earlier weights
@@ -75,22 +69,15 @@ class ReadoutMoments:
         self._inputs = self._decay * self._inputs + scale * (inputs.T @ inputs)
         self._products = self._decay * self._products + products
 
-    def solve(self, covariance: np.ndarray | None = None, ridge: float = 1e-4) -> Readout:
-        """The read-out with the least squared error on draws, and a penalty on its weights.
+    def solve(self, ridge: float = 1e-4) -> Readout:
+        """The read-out with the least squared error, and a penalty on its weights.
 
-        :param covariance: average covariance of the posteriors, shape (D, D), or its diagonal, shape (D,); None for
-            points, which are their own draws
         :param ridge: the penalty relative to the average second moment of the latent's units
         """
         n_units = len(self._inputs) - 1
-        penalty = np.full(n_units, ridge * np.trace(self._inputs[:-1, :-1]) / n_units + 1e-12)
+        penalty = ridge * np.trace(self._inputs[:-1, :-1]) / n_units + 1e-12
         # No penalty on the bias
-        inputs = self._inputs + np.diag(np.append(penalty, 0.0))
-        if covariance is not None:
-            # The last moment counts the batches
-            drawn = np.diag(covariance) if covariance.ndim == 1 else covariance
-            inputs[:-1, :-1] += inputs[-1, -1] * drawn
-        solution = np.linalg.solve(inputs, self._products)
+        solution = np.linalg.solve(self._inputs + np.diag(np.append(np.full(n_units, penalty), 0.0)), self._products)
         return Readout(solution[:-1], solution[-1])
 
 

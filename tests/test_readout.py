@@ -27,24 +27,6 @@ def test_the_read_out_is_the_least_squares_solution() -> None:
     np.testing.assert_allclose(readout(means[:4]), np.append(means, np.ones((200, 1)), axis=1)[:4] @ expected)
 
 
-@pytest.mark.parametrize("is_full", [False, True])
-def test_with_a_covariance_it_is_the_least_squares_solution_on_draws(is_full: bool) -> None:
-    rng = np.random.default_rng(0)
-    means, targets = rng.normal(size=(100, 4)) + 1.0, rng.normal(size=(100, 3))
-    roots = rng.normal(size=(100, 4, 4)) if is_full else rng.uniform(0.1, 1.0, size=(100, 4, 1)) * np.eye(4)
-    # Points with the mean and the covariance of each posterior
-    offsets = 2.0 * np.concatenate([roots, -roots], axis=2).swapaxes(1, 2)
-    draws = np.append(means[:, None] + offsets, np.ones((100, 8, 1)), axis=2)
-    covariance = (roots @ roots.swapaxes(1, 2)).mean(0)
-    moments = ReadoutMoments()
-    moments.add(means[:50], targets[:50])
-    moments.add(means[50:], targets[50:])
-    readout = moments.solve(covariance if is_full else covariance.diagonal(), ridge=0.0)
-    expected = np.linalg.lstsq(draws.reshape(-1, 5), np.repeat(targets, 8, axis=0), rcond=None)[0]
-    np.testing.assert_allclose(readout.weights, expected[:-1], atol=1e-10)
-    np.testing.assert_allclose(readout.bias, expected[-1], atol=1e-10)
-
-
 def test_decay_forgets() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(size=(100, 2))
@@ -52,7 +34,7 @@ def test_decay_forgets() -> None:
     moments.add(means, means @ [[1.0], [0.0]])
     moments.add(means, means @ [[0.0], [1.0]])
     # Weights 1/2 and 1
-    np.testing.assert_allclose(moments.solve(ridge=0.0).weights.ravel(), [1 / 3, 2 / 3], atol=1e-10)
+    np.testing.assert_allclose(moments.solve(0.0).weights.ravel(), [1 / 3, 2 / 3], atol=1e-10)
 
 
 def test_a_ridge_where_units_are_constant() -> None:

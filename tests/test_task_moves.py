@@ -66,14 +66,10 @@ def test_what_is_no_task_does_not_count(full: bool, overstated: float) -> None:
     assert moved[:, 1:].sum() / claimed[:, 1:].sum() == pytest.approx(overstated, rel=0.1)
     assert isinstance(readout, dict)
     assert readout["n_trials"] == 200
-    # At most what a belief knows of the task on average over the steps, 1 - 1 / precision: draws tell less
-    assert 0.4 < readout["r2"] < np.mean(1 - 1 / (1 + 0.25 * np.arange(1, 17)))
-    # In units of the task's variance, whatever it is
-    simulation.task = 10.0 * simulation.task
-    scaled = TaskMoves(200)
-    simulation.feed(scaled)
-    for array, expected in zip(scaled.result(16)[:2], (moved, claimed), strict=True):
-        np.testing.assert_allclose(array, expected, rtol=1e-4)
+    # What a belief knows of the task on average over the steps: 1 - 1 / precision
+    assert readout["r2"] == pytest.approx(np.mean(1 - 1 / (1 + 0.25 * np.arange(1, 17))), abs=0.05)
+    # In units of the task's variance, of 2
+    assert claimed[0, 1] == pytest.approx((1 / 1.25 - 1 / 1.5) / overstated, rel=0.3)
 
 
 def test_against_least_squares_on_the_other_half() -> None:
@@ -93,11 +89,7 @@ def test_against_least_squares_on_the_other_half() -> None:
     for half in range(2):
         ones = np.ones((20, 16, 1))
         inputs = np.append(means[halves == half], ones, axis=2).reshape(-1, 5)
-        targets = np.repeat(simulation.task[halves == half], 16, axis=0)
-        # On draws: their covariance is added to the moments
-        drawn = np.zeros((5, 5))
-        drawn[:4, :4] = len(inputs) * matrix.mean(0)
-        solution = np.linalg.solve(inputs.T @ inputs + drawn, inputs.T @ targets)
+        solution = np.linalg.lstsq(inputs, np.repeat(simulation.task[halves == half], 16, axis=0), rcond=None)[0]
         b, others = solution[:4].T, halves != half
         steps = np.diff(means[others], axis=1) @ b.T
         np.testing.assert_allclose(moved[others, 1:16], np.square(steps).sum(2) / total, rtol=0.02, atol=1e-4)
@@ -123,15 +115,15 @@ def test_memory_that_starts_afresh_is_no_move() -> None:
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the trials are forgotten, and again; those that remain are whole. (A step of a trial takes 81 bytes.)"""
-    simulation = Simulation(full=True, n_trials=800)
-    monkeypatch.setattr(task_moves, "_MEMORY", 800 * 16 * 81 // 3)
-    moves = TaskMoves(800)
+    simulation = Simulation(full=True)
+    monkeypatch.setattr(task_moves, "_MEMORY", 200 * 16 * 81 // 3)
+    moves = TaskMoves(200)
     simulation.feed(moves)
     moved, claimed, readout = moves.result(16)
     kept = np.isfinite(moved[:, 1:]).all(1)
     assert np.isnan(moved[~kept]).all()
     assert isinstance(readout, dict)
-    assert kept.sum() == readout["n_trials"] == 200
+    assert kept.sum() == readout["n_trials"] == 50
     assert moved[kept, 1:].sum() / claimed[kept, 1:].sum() == pytest.approx(1.0, rel=0.15)
 
 
@@ -184,7 +176,7 @@ def test_what_a_trace_keeps(covariance: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_traces_say_how_well_the_task_is_read_out() -> None:
     env = make_vec_env(BANDIT, 16, seed=0, env_kwargs={"trial_length": 20})
-    trace = posterior_trace(small_model(env, posterior_kwargs={"prior_std": 0.05}), env, 128)
+    trace = posterior_trace(small_model(env, latent_dim=None, posterior_kwargs={"prior_std": 1.0}), env, 128)
     assert trace.settings["task_readout"]["n_trials"] == 128
     assert 0.0 < trace.settings["task_readout"]["r2"] < 1.0
     finding = diagnose(trace).findings["overconfidence"]

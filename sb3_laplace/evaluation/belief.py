@@ -41,8 +41,7 @@ def evaluate_belief(
     """Hold an agent's posterior against the exact belief about the task, after the same observations.
 
     The agent plays ``n_trials`` trials, and an oracle that knows how tasks are drawn watches. On the first half a
-    linear read-out ``B m_t + b`` of the true task is fitted (that of least error on draws, see
-    :mod:`sb3_laplace.readout`), on the other half it is scored: see
+    linear read-out ``E[task | m_t] = B m_t + b`` of the true task is fitted, on the other half it is scored: see
     :class:`~sb3_laplace.evaluation.belief_evaluation.BeliefEvaluation` for what is measured. Two small networks map
     m_t to the exact belief and back (state-machine simulation, Mikulik et al., NeurIPS 2020).
 
@@ -121,24 +120,19 @@ def _play(
     player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic))
     latents: list[np.ndarray] = []
     claimed: list[np.ndarray] = []
-    covariances: list[np.ndarray] = []
     with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
         for played in steps:
             posterior = played.step.posterior.posterior
             latents.append(posterior.mean.double().cpu().numpy())
-            if model.policy.latent_layer.is_point:
-                continue
-            covariances.append(_mean_covariance(posterior))
-            if readout is not None:
+            if readout is not None and not model.policy.latent_layer.is_point:
                 claimed.append(_project(posterior, readout))
-    exact_means, exact_covariances = zip(*watched.beliefs[: len(latents)], strict=True)
+    means, covariances = zip(*watched.beliefs[: len(latents)], strict=True)
     return BeliefRecord(
         tasks=watched.tasks,
         latents=np.stack(latents, axis=1),
-        exact_mean=np.stack(exact_means, axis=1),
-        exact_covariance=np.stack(exact_covariances, axis=1),
+        exact_mean=np.stack(means, axis=1),
+        exact_covariance=np.stack(covariances, axis=1),
         claimed=np.stack(claimed, axis=1) if claimed else None,
-        covariance=np.mean(covariances, axis=0) if covariances else None,
     )
 
 
@@ -186,13 +180,6 @@ def _project(posterior: Gaussian, readout: Readout) -> np.ndarray:
         scaled = exact.variance.to(weights).sqrt().unsqueeze(-1) * weights
         return (scaled.mT @ scaled).cpu().numpy()
     return (weights.mT @ exact.covariance.to(weights) @ weights).cpu().numpy()
-
-
-def _mean_covariance(posterior: Gaussian) -> np.ndarray:
-    """The average covariance, shape (D, D), of diagonal posteriors the diagonal alone, shape (D,)."""
-    exact = to_float64(posterior)
-    covariance = exact.variance if isinstance(exact, DiagonalGaussian) else exact.covariance
-    return covariance.mean(0).cpu().numpy()
 
 
 def _check_spaces(model: LaplaceRecurrentPPO, tasks: Any) -> None:

@@ -33,7 +33,6 @@ class BeliefRecord:
     :param exact_covariance: shape (N, T, P, P); at the first step that of the prior
     :param claimed: ``B Sigma_t B^T``, the covariance of the task as the agent has it, shape (N, T, P, P); None for a
         point, or where there was no read-out yet
-    :param covariance: the average Sigma_t, shape (D, D), or its diagonal, shape (D,); None for a point
     """
 
     tasks: np.ndarray
@@ -41,11 +40,10 @@ class BeliefRecord:
     exact_mean: np.ndarray
     exact_covariance: np.ndarray
     claimed: np.ndarray | None = None
-    covariance: np.ndarray | None = None
 
 
 def fit_readout(record: BeliefRecord, ridge: float = 1e-4) -> Readout:
-    """The read-out ``B z + b`` of the true task from draws z of the posterior, one for all steps.
+    """The read-out ``E[task | m_t] = B m_t + b`` of the true task, one for all steps.
 
     :param record: the trials to fit it on
     :param ridge: see :meth:`~sb3_laplace.readout.ReadoutMoments.solve`
@@ -53,7 +51,7 @@ def fit_readout(record: BeliefRecord, ridge: float = 1e-4) -> Readout:
     n_steps = record.latents.shape[1]
     moments = ReadoutMoments()
     moments.add(_rows(record.latents), np.repeat(record.tasks, n_steps, axis=0))
-    return moments.solve(record.covariance, ridge)
+    return moments.solve(ridge)
 
 
 def unexplained(record: BeliefRecord, readout: Readout) -> np.ndarray:

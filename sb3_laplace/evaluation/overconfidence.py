@@ -39,7 +39,7 @@ def judge_overconfidence(data: Trials) -> Finding:
 
     Under a correct Bayesian update the posterior mean is a martingale, and
     ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. That holds for any linear map of it, so with the
-    linear read-out ``B z + b`` of the task, ``d_t = |B (m_t - m_{t-1})|^2`` and
+    read-out ``E[task | m_t] = B m_t + b``, ``d_t = |B (m_t - m_{t-1})|^2`` and
     ``e_t = tr B (Sigma_{t-1} - Sigma_t) B^T`` the ratio ``sum d_t / sum e_t``, over trials and a range of steps, is 1.
     (It does not depend on the units of the latent, but does on the prior: one too narrow makes every move too large.)
 
@@ -53,8 +53,10 @@ def judge_overconfidence(data: Trials) -> Finding:
     ``moved_to_claimed`` is the ratio over all steps but the first, ``_early``, ``_middle`` and ``_late`` over the
     thirds of a trial. Where these have other verdicts than the whole, the meaning says which.
 
-    A right posterior has a ratio of 1 in any read-out. How far from 1 a wrong one is depends on the read-out, which is
-    chosen by the posterior itself.
+    A right posterior has a ratio of 1 in any read-out. How far from 1 a wrong one is depends on the read-out: one whose
+    prior is as wide where the means hardly vary as where they do claims too much there, and the less the ridge, the
+    more the read-out makes of such directions. So compare ratios of the same read-out, and do not take a verdict on an
+    uncalibrated prior for one on every part of the belief.
 
     - *overconfident* (in the latent *moves more than claimed*): the interval lies above 1.1
     - *underconfident* (*moves less than claimed*): it lies below 1 / 1.1

@@ -32,10 +32,10 @@ class _Step(NamedTuple):
 class TaskMoves:
     """Keeps means, covariances and tasks of trials under way, and projects them on the read-out once they have ended.
 
-    With the read-out ``B z + b`` of the task from draws z of the posterior (:mod:`sb3_laplace.readout`),
-    ``d_t = |B (m_t - m_{t-1})|^2`` and ``e_t = tr B (Sigma_{t-1} - Sigma_t) B^T``. Both are divided by the total
-    variance of the tasks, so that they have no units. Two halves of the trials, drawn at random, have a read-out each,
-    and each half is projected on that of the other: no trial is judged by what was fitted to it.
+    With the read-out ``E[task | m_t] = B m_t + b``, ``d_t = |B (m_t - m_{t-1})|^2`` and
+    ``e_t = tr B (Sigma_{t-1} - Sigma_t) B^T``. Both are divided by the total variance of the tasks, so that they have
+    no units. Two halves of the trials, drawn at random, have a read-out each, and each half is projected on that of the
+    other: no trial is judged by what was fitted to it.
 
     B is known only at the end, so what it projects is kept in single precision, 4 D bytes of variances a step or
     2 D (D + 1) of full covariances. Whenever more than 512 MB are kept, a random half of the trials is forgotten:
@@ -133,20 +133,15 @@ class TaskMoves:
     def _fit(self, encoder: TaskEncoder) -> list[Readout] | None:
         """The read-out of each half, None if one has no trial."""
         moments = [ReadoutMoments(), ReadoutMoments()]
-        covariances, number = np.zeros((2, self._steps[0].covariances.shape[1])), np.zeros(2)
+        is_empty = [True, True]
         for step in self._steps:
             halves, targets = self._halves(step.rows), encoder.encode(step.tasks)
             for half in range(2):
                 chosen = halves == half
                 if chosen.any():
                     moments[half].add(step.means[chosen], targets[chosen], weight=float(chosen.sum()))
-                    covariances[half] += step.covariances[chosen].sum(0, dtype=np.float64)
-                    number[half] += chosen.sum()
-        if not number.all():
-            return None
-        dim = self._steps[0].means.shape[1]
-        averages = [_unpacked(total / n, dim) for total, n in zip(covariances, number, strict=True)]
-        return [one.solve(average) for one, average in zip(moments, averages, strict=True)]
+                    is_empty[half] = False
+        return None if any(is_empty) else [one.solve() for one in moments]
 
 
 def packed_covariance(posterior: Gaussian, index: th.Tensor) -> np.ndarray:
@@ -159,20 +154,6 @@ def packed_covariance(posterior: Gaussian, index: th.Tensor) -> np.ndarray:
         return posterior.variance[index].cpu().numpy()
     rows, columns = th.triu_indices(posterior.dim, posterior.dim, device=index.device)
     return posterior.covariance[index][:, rows, columns].cpu().numpy()
-
-
-def _unpacked(covariance: np.ndarray, dim: int) -> np.ndarray:
-    """A packed covariance as the read-out takes it, shape (D,) or (D, D).
-
-    :param covariance: shape (D,) or (D (D + 1) / 2,)
-    :param dim: D
-    """
-    if len(covariance) == dim:
-        return covariance
-    result = np.zeros((dim, dim))
-    rows, columns = np.triu_indices(dim)
-    result[rows, columns] = result[columns, rows] = covariance
-    return result
 
 
 def _packed_gram(readout: Readout, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.player import Player, player_env
 from sb3_laplace.posteriors import LaplacePosterior
-from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, Updates, fit_posterior
+from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, fit_posterior, ratios
 from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
 from sb3_laplace.readout import ReadoutMoments, TaskEncoder
 
@@ -120,21 +120,24 @@ def calibrate_posterior(
             f"Calibration takes {MIN_TRIALS} complete trials of at least {_MIN_STEPS} steps whose posteriors fit in "
             f"{_MEMORY >> 20} MB, here are {len(trials)} (n_trials={n_trials})."
         )
-    encoder = TaskEncoder()
-    fitted, others = (_join(half, encoder) for half in halves)
+    fitted, others = (_join(half) for half in halves)
     if not all(np.isfinite(part).all() for half in (fitted, others) for part in (half.means, half.curvature)):
         raise ValueError("The posterior is not finite: its means or precisions hold NaN or infinity.")
-    fit = fit_posterior(fitted)
+    readout = None
+    tasks = [trial.tasks for trial in halves[0]]
+    if all(task is not None for task in tasks):
+        moments = ReadoutMoments()
+        moments.add(fitted.means, TaskEncoder().encode(np.concatenate(tasks)))  # type: ignore[arg-type]
+        readout = moments.solve()
+    fit = fit_posterior(fitted, readout)
     prior_std = layer.prior_precision.double().rsqrt().cpu().numpy()
-    before, after = (
-        Updates(others, std, noise_std).ratios(readout=Updates(fitted, std, noise_std).readout())
-        for std, noise_std in ((prior_std, layer.noise_std), (fit.prior_std, fit.noise_std))
-    )
+    before = ratios(others, prior_std, layer.noise_std, readout)
+    after = ratios(others, fit.prior_std, fit.noise_std, readout)
     means, stds = fit.prior_mean.tolist(), fit.prior_std.tolist()
     layer.set_prior(means, stds)
     layer.noise_std = fit.noise_std
     model.set_posterior_settings(prior_mean=means, prior_std=stds, noise_std=fit.noise_std)
-    space = "latent" if fitted.moments is None else "task"
+    space = "latent" if readout is None else "task"
     return PosteriorCalibration(*fit, before, after, space, len(halves[0]), len(halves[1]))
 
 
@@ -182,13 +185,8 @@ def _record(
     return trials
 
 
-def _join(trials: list[_Trial], encoder: TaskEncoder) -> Recording:
+def _join(trials: list[_Trial]) -> Recording:
     """The trials one after the other; steps at which memory starts afresh are no updates."""
-    means = np.concatenate([trial.means for trial in trials])
-    tasks = [trial.tasks for trial in trials]
-    moments = None if any(task is None for task in tasks) else ReadoutMoments()
-    if moments is not None:
-        moments.add(means, encoder.encode(np.concatenate(tasks)))  # type: ignore[arg-type]
     updates, parts, last, first = [], [], [], 0
     for trial in trials:
         length = len(trial.means)
@@ -201,10 +199,9 @@ def _join(trials: list[_Trial], encoder: TaskEncoder) -> Recording:
         first += length
         last.append(first - 1)
     return Recording(
-        means,
+        np.concatenate([trial.means for trial in trials]),
         np.concatenate([trial.curvature for trial in trials]).astype(np.float64),
         np.concatenate(updates),
         np.concatenate(parts),
         np.array(last),
-        moments,
     )

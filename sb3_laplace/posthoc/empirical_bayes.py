@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_laplace.readout import Readout, ReadoutMoments
+from sb3_laplace.readout import Readout
 
 #: The parts of a trial, as :mod:`sb3_laplace.evaluation.findings` has them, and the steps between
 PARTS = ("all", "early", "middle", "late")
@@ -12,8 +12,6 @@ PARTS = ("all", "early", "middle", "late")
 _RANGE = 9.0
 _N_SCAN, _N_REFINE = 37, 9
 _ITERATIONS = 30
-# Logarithm of a factor that changes nothing
-_CLOSE = 1e-3
 # Of a unit whose curvature says nothing the prior is no wider than this many times its means' variance
 _LEAST_INFORMATION = 1e-4
 
@@ -26,7 +24,6 @@ class Recording(NamedTuple):
     :param updates: the steps whose step before is of the same trial and memory, shape (U,)
     :param part: of the trial that each update is in, an index of PARTS (1 to 3), shape (U,)
     :param last: the last step of each trial, shape (n,)
-    :param moments: of means and tasks; None where the environment reports none
     """
 
     means: np.ndarray
@@ -34,7 +31,6 @@ class Recording(NamedTuple):
     updates: np.ndarray
     part: np.ndarray
     last: np.ndarray
-    moments: ReadoutMoments | None = None
 
 
 class Fit(NamedTuple):
@@ -50,70 +46,47 @@ class Fit(NamedTuple):
     noise_std: float
 
 
-class Updates:
-    """Sums over the updates of a recording, from which its ratios follow.
+def ratios(recording: Recording, prior_std: np.ndarray, noise_std: float, readout: Readout | None) -> dict[str, float]:
+    """How much the mean moves over what the precision claims, sum d_t / sum e_t, by part of a trial.
 
     :param recording: the trials
     :param prior_std: shape (D,)
     :param noise_std: standard deviation of the observation noise
+    :param readout: of the task, in whose units the moves are; None for those of the belief itself (whitened)
     """
-
-    def __init__(self, recording: Recording, prior_std: np.ndarray, noise_std: float) -> None:
-        precision = _precision(recording.curvature, prior_std**2, noise_std)
-        covariance = _covariance(precision)
-        before, after = recording.updates - 1, recording.updates
-        moves = recording.means[after] - recording.means[before]
-        is_full = precision.ndim == 3
-        self._recording = recording
-        if recording.moments is None:
-            # Whitened by the precision before
-            if is_full:
-                moved = np.einsum("ui,uij,uj->u", moves, precision[before], moves)
-                claimed = moves.shape[1] - np.einsum("uij,uij->u", precision[before], covariance[after])
-            else:
-                moved = (np.square(moves) * precision[before]).sum(-1)
-                claimed = (1.0 - precision[before] * covariance[after]).sum(-1)
-            self._moved, self._claimed = _by_part(moved, recording), _by_part(claimed, recording)
-            return
-        self._mean_covariance = covariance.mean(0)
-        self._moves = np.stack([rows.T @ rows for rows in _parts(moves, recording)])
-        self._claimed = _by_part(covariance[before] - covariance[after], recording)
-
-    def readout(self, factor: float = 1.0) -> Readout | None:
-        """The read-out of the task from these posteriors, None if there are no tasks.
-
-        :param factor: multiplies prior and noise variance, hence all covariances
-        """
-        if self._recording.moments is None:
-            return None
-        return self._recording.moments.solve(factor * self._mean_covariance)
-
-    def ratios(self, factor: float = 1.0, readout: Readout | None = None) -> dict[str, float]:
-        """How much the mean moves over what the precision claims, sum d_t / sum e_t, by part of a trial.
-
-        In the read-out of the task, or, without tasks, in the latent itself, whitened. NaN where nothing is claimed.
-
-        :param factor: multiplies prior and noise variance, hence all covariances
-        :param readout: fitted on other trials; None for that of these
-        """
-        readout = readout or self.readout(factor)
-        if readout is None:
-            moved, claimed = self._moved, self._claimed
-        else:
-            moved, claimed = readout.variance(self._moves), readout.variance(self._claimed)
-        positive = np.where(claimed > 0.0, claimed, np.nan)
-        return dict(zip(PARTS, (moved / (factor * positive)).tolist(), strict=True))
+    precision = _precision(recording.curvature, prior_std**2, noise_std)
+    before, after = recording.updates - 1, recording.updates
+    moves = recording.means[after] - recording.means[before]
+    is_full = precision.ndim == 3
+    covariance = np.linalg.inv(precision) if is_full else 1.0 / precision
+    if readout is not None:
+        moved = np.square(moves @ readout.weights).sum(-1)
+        variance = readout.variance(covariance)
+        claimed = variance[before] - variance[after]
+    elif is_full:
+        moved = np.einsum("ui,uij,uj->u", moves, precision[before], moves)
+        claimed = moves.shape[1] - np.einsum("uij,uij->u", precision[before], covariance[after])
+    else:
+        moved = (np.square(moves) * precision[before]).sum(-1)
+        claimed = (1.0 - precision[before] * covariance[after]).sum(-1)
+    result = {}
+    for i, name in enumerate(PARTS):
+        chosen = recording.part == i if i else np.ones(len(moved), dtype=bool)
+        total = claimed[chosen].sum()
+        result[name] = float(moved[chosen].sum() / total) if total > 0 else float("nan")
+    return result
 
 
-def fit_posterior(recording: Recording) -> Fit:
-    """Fit prior and noise: the units' own by empirical Bayes, and two numbers by the ratios of the thirds of a trial.
+def fit_posterior(recording: Recording, readout: Readout | None = None) -> Fit:
+    """Fit prior and noise: the units' own by empirical Bayes, and two numbers by the :func:`ratios` of the thirds.
 
     With noise s the prior is ``mu_0 = E[m_T]`` and ``v_0 = Var(m_T) + E[diag Sigma_T(v_0, s)]`` (the law of total
-    variance). The units of a latent are no independent estimates of the task; to a prior that takes them for such the
-    task seems nearer than it is, or farther. So a common factor of v_0 and s^2, which widens all posteriors alike,
-    brings the geometric mean of the thirds' ratios to 1, and s makes them differ least.
+    variance). With the s for which the logarithms of the thirds' ratios differ least, a common factor of v_0 and s^2,
+    which widens all posteriors alike, brings their mean to 0: it is 1 for units that are what the prior takes them for,
+    independent estimates that move as martingales.
 
     :param recording: the trials
+    :param readout: of the task, in whose units the ratios are
     :raises ValueError: if the belief does not move, or no noise gives ratios that exist
     """
     final = recording.means[recording.last]
@@ -127,43 +100,24 @@ def fit_posterior(recording: Recording) -> Fit:
     if not information > 0:
         raise ValueError("The precision does not grow: the posterior claims to learn nothing.")
 
-    def fit(log_variance: float) -> tuple[float, float]:
-        """How much the thirds differ, and the factor."""
+    def log_thirds(log_variance: float) -> np.ndarray:
         noise_std = float(np.exp(0.5 * log_variance))
-        updates = Updates(recording, np.sqrt(_prior_variance(spread, curvature, noise_std)), noise_std)
-        factor = 1.0
-        for _ in range(_ITERATIONS):
-            found = updates.ratios(factor)
-            thirds = np.array([found[name] for name in PARTS[1:]])
-            if not (thirds > 0).all():
-                return np.inf, factor
-            # The ratios are about as one over the factor: read-outs change little
-            change = float(np.log(thirds).mean())
-            factor *= float(np.exp(change))
-            if abs(change) < _CLOSE:
-                break
-        return float(np.log(thirds).var()), factor
+        prior_std = np.sqrt(_prior_variance(spread, curvature, noise_std))
+        found = ratios(recording, prior_std, noise_std, readout)
+        thirds = np.array([found[name] for name in PARTS[1:]])
+        return np.log(np.where(thirds > 0, thirds, np.nan))
 
     centre, width, n = np.log(information), _RANGE, _N_SCAN
     for _ in range(3):
         points = np.linspace(centre - width, centre + width, n)
-        fits = [fit(point) for point in points]
-        losses = np.array([loss for loss, _ in fits])
+        found = np.stack([log_thirds(point) for point in points])
+        losses = np.nan_to_num(found.var(1), nan=np.inf)
         if not np.isfinite(losses).any():
             raise ValueError("The precision does not grow in every third of a trial: no noise can be fitted.")
         best = int(losses.argmin())
         centre, width, n = float(points[best]), 2.0 * width / (n - 1), _N_REFINE
-    scale, noise_std = float(np.sqrt(fits[best][1])), float(np.exp(0.5 * centre))
+    noise_std, scale = float(np.exp(0.5 * centre)), float(np.exp(0.5 * found[best].mean()))
     return Fit(final.mean(0), scale * np.sqrt(_prior_variance(spread, curvature, noise_std)), scale * noise_std)
-
-
-def _parts(values: np.ndarray, recording: Recording) -> list[np.ndarray]:
-    """The values of all updates, and of those of each third of a trial."""
-    return [values, *(values[recording.part == i] for i in range(1, len(PARTS)))]
-
-
-def _by_part(values: np.ndarray, recording: Recording) -> np.ndarray:
-    return np.stack([part.sum(0) for part in _parts(values, recording)])
 
 
 def _precision(curvature: np.ndarray, prior_variance: np.ndarray, noise_std: float) -> np.ndarray:
@@ -171,17 +125,13 @@ def _precision(curvature: np.ndarray, prior_variance: np.ndarray, noise_std: flo
     return (np.diag(prior) if curvature.ndim == 3 else prior) + curvature / noise_std**2
 
 
-def _covariance(precision: np.ndarray) -> np.ndarray:
-    return np.linalg.inv(precision) if precision.ndim == 3 else 1.0 / precision
-
-
 def _prior_variance(spread: np.ndarray, curvature: np.ndarray, noise_std: float) -> np.ndarray:
     """The fixed point v_0, shape (D,), found with each unit's information taken to be the same in all trials."""
     variance = 2.0 * spread
     for _ in range(_ITERATIONS):
         precision = _precision(curvature, variance, noise_std)
-        covariance = _covariance(precision)
-        covariance = np.diagonal(covariance, axis1=1, axis2=2) if covariance.ndim == 3 else covariance
+        is_full = precision.ndim == 3
+        covariance = np.diagonal(np.linalg.inv(precision), axis1=1, axis2=2) if is_full else 1.0 / precision
         information = np.maximum(1.0 / covariance.mean(0) - 1.0 / variance, _LEAST_INFORMATION / spread)
         # The fixed point v = spread + 1 / (1 / v + information)
         updated = 0.5 * (spread + np.sqrt(spread**2 + 4.0 * spread / information))

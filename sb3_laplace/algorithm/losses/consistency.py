@@ -123,7 +123,7 @@ class TaskBalance(Balance):
 
     name = "consistency_loss"
     # The penalty is about 1 where the belief moves as it claims, whatever the units: a coefficient of 0.1 keeps the
-    # agent of the grid, whose read-out also moves with its position, from learning
+    # agent of the grid from learning
     largest = 0.02
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
@@ -158,14 +158,14 @@ class TaskBalance(Balance):
     def log_ratio(self) -> float | None:
         if not self._means:
             return None
+        self._moments.add(np.concatenate(self._means), self._encoder.encode(np.concatenate(self._tasks)))
+        self._readout = self._moments.solve()
         if not self._steps:
             return None
-        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
-        self._moments.add(np.concatenate(self._means), self._encoder.encode(np.concatenate(self._tasks)))
-        self._readout = self._moments.solve(_covariance(posterior).mean(0))
         steps = np.concatenate(self._steps)
         moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
-        claimed = self._readout.variance(_covariance(previous)) - self._readout.variance(_covariance(posterior))
+        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
+        claimed = self._width(previous) - self._width(posterior)
         length = max(int(steps.max()) + 1, self._sums.shape[1])
         self._sums = _DECAY * np.pad(self._sums, ((0, 0), (0, length - self._sums.shape[1])))
         for total, values in zip(self._sums, (np.ones(len(steps)), moved, claimed), strict=True):
@@ -188,6 +188,11 @@ class TaskBalance(Balance):
         ratios = np.divide(moved, number, out=np.ones_like(moved), where=known) / mean_claim
         return float(np.log(np.clip(ratios[known], 1.0 / _MAX_RATIO, _MAX_RATIO)).mean())
 
+    def _width(self, gaussian: Gaussian) -> np.ndarray:
+        assert self._readout is not None
+        is_full = any(part.dim() > gaussian.mean.dim() for part in gaussian.tensors)
+        return self._readout.variance((gaussian.covariance if is_full else gaussian.variance).cpu().numpy())
+
     def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
         moved = evaluation.posterior.moved
         if moved is None:
@@ -205,9 +210,3 @@ class TaskBalance(Balance):
         weight = weights[steps.clamp(0, len(weights) - 1)] * (steps > 0)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
         return (moves @ readout).square().sum(-1) * weight
-
-
-def _covariance(gaussian: Gaussian) -> np.ndarray:
-    """The covariances, shape (..., D, D), or those on their diagonal, shape (..., D), where there is no more."""
-    is_full = any(part.dim() > gaussian.mean.dim() for part in gaussian.tensors)
-    return (gaussian.covariance if is_full else gaussian.variance).cpu().numpy()
