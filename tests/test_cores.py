@@ -119,6 +119,7 @@ def test_states_have_the_shapes_that_are_told(name: str) -> None:
     core = make(name)
     for part in (core.initial_state(6), core.step(th.randn(6, 3, dtype=th.float64), core.initial_state(6))):
         assert [tuple(one.shape) for one in part] == [(shape[0], 6, *shape[1:]) for shape in core.state_shapes]
+    assert all((part == 0).all() for part in core.initial_state(6))
 
 
 @pytest.mark.parametrize("name", ALL_CORES)
@@ -224,6 +225,13 @@ def test_keywords_that_a_core_takes() -> None:
     assert make_policy(rnn_type=LeakyCore, lstm_kwargs={"bias": False}).lstm_actor.of_input.bias is None
     assert not make_policy(rnn_type="rnn", lstm_kwargs={"bias": False, "nonlinearity": "tanh"}).lstm_actor.bias
     assert type(make_policy().lstm_actor) is LSTM
+
+    class Open(LeakyCore):
+        def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
+            super().__init__(input_size, hidden_size, num_layers)
+            self.given = kwargs
+
+    assert make_policy(rnn_type=Open, lstm_kwargs={"any": 1}).lstm_actor.given == {"any": 1}
 
 
 class EchoCore(Core):
