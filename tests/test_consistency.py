@@ -211,6 +211,27 @@ def test_every_posterior(policy_kwargs: dict[str, Any], env_id: str, n_samples: 
     assert isinstance(term_of(model)._balance, expected)
 
 
+@pytest.mark.parametrize(
+    ("kl_coef", "env_id", "name"),
+    [(0.01, BANDIT, "kl_loss"), ("auto", BANDIT, "consistency_loss"), ("auto", CARTPOLE, "kl_loss")],
+)
+def test_what_is_penalised(kl_coef: float | str, env_id: str, name: str) -> None:
+    model = agent(env_id, kl_coef=kl_coef)
+    model.learn(200)
+    logged = model.logger.name_to_value
+    assert {key for key in ("kl_loss", "consistency_loss") if f"train/{key}" in logged} == {name}
+    assert ("train/kl_coef" in logged) == (kl_coef == "auto")
+
+
+def test_environments_that_no_longer_report_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(BANDIT)
+    model.learn(200)
+    assert isinstance(term_of(model)._balance, TaskBalance)
+    monkeypatch.setattr("sb3_laplace.algorithm.losses.kl.reported_tasks", lambda env: None)
+    model.learn(200)
+    assert isinstance(term_of(model)._balance, LatentBalance)
+
+
 def test_steps_of_a_trial_longer_than_the_rollout() -> None:
     model = agent(GRID, n_steps=30)
     seen = []
