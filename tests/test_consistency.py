@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
 from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
@@ -15,6 +16,8 @@ from sb3_laplace.algorithm.losses.kl import KLTerm, initial_auto
 from sb3_laplace.policies.types import Evaluation
 from sb3_laplace.posteriors import PosteriorStep, Replay
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
+from tests.helpers import RandomEnv
+from tests.test_laplace_recurrent_ppo import small_model
 
 BANDIT, GRID, CARTPOLE = "sb3_laplace/DirichletBandit-v0", "sb3_laplace/GridNavigation-v0", "CartPole-v1"
 
@@ -58,6 +61,50 @@ def test_the_ratio_of_an_exact_bayesian_is_one(kind: type[Balance], overconfiden
     assert ratio is not None
     # Of full covariances 400 of the 10,000 are looked at
     assert ratio == pytest.approx(math.log(overconfidence), abs=0.3 if is_full else 0.06)
+
+
+@pytest.mark.parametrize("kind", [LatentBalance, TaskBalance])
+def test_first_steps_and_ignored_ones_do_not_count(kind: type[Balance]) -> None:
+    """At a trial's first step the previous posterior is a prior; of ignored steps nothing is looked at."""
+    n_envs = 100
+    steps, theta = conjugate(n_envs, 5, 1.0)
+    ratios = []
+    for garbage in (False, True):
+        balance = kind(n_envs, 20, seed=0)
+        balance.begin()
+        for t, step in enumerate(steps):
+            if garbage and t == 0:
+                far = DiagonalGaussian(step.previous.mean + 100.0, th.full((n_envs, 3), 1e-6))
+                step = PosteriorStep(step.posterior, far, ())
+                balance.add(PosteriorStep(far, step.posterior, ()), np.full(n_envs, -1), theta)
+            balance.add(step, np.full(n_envs, t), theta)
+        ratios.append(balance.log_ratio())
+    assert ratios[0] is not None
+    assert ratios[1] == ratios[0]
+
+
+@pytest.mark.parametrize(
+    ("is_full", "n_envs", "n_steps", "number"),
+    [
+        # 20,000 of a rollout, or 400 full ones
+        (False, 100, 200, 100),
+        (False, 1000, 100, 200),
+        (False, 100, 20_000, 1),
+        (True, 4, 100, 4),
+        (True, 8, 100, 4),
+        (True, 100, 1000, 0.4),
+    ],
+)
+def test_how_many_posteriors_are_looked_at(is_full: bool, n_envs: int, n_steps: int, number: float) -> None:
+    steps, _ = conjugate(n_envs, 1, 1.0, is_full)
+    balance = LatentBalance(n_envs, n_steps, seed=0)
+    chosen = [balance._choose(np.arange(n_envs), steps[0]) for _ in range(500)]
+    # The standard error of a number below one is 0.02
+    assert np.mean([len(one) for one in chosen]) == pytest.approx(number, abs=0.0 if number >= 1 else 0.07)
+    for one in chosen:
+        assert (np.diff(one) > 0).all()
+    if number >= 1:
+        assert set(np.concatenate(chosen)) == set(range(n_envs))
 
 
 def test_the_read_out_leaves_out_what_is_no_task() -> None:
@@ -247,9 +294,21 @@ def test_steps_of_a_trial_longer_than_the_rollout() -> None:
     np.testing.assert_array_equal(np.stack(seen)[:, 0], np.arange(120) % 100)
 
 
-def test_tasks_are_those_of_the_steps() -> None:
+class Drawn(RandomEnv):
+    """Trials of any length, each with a task of its own."""
+
+    task = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        result = super().reset(seed=seed, options=options)
+        self.task = self.np_random.normal()
+        return result
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_tasks_are_those_of_the_steps(together: bool) -> None:
     """Where trials end the tasks are new ones: they are the environment's at the time of each step."""
-    model = agent(BANDIT, n_steps=70)
+    model = agent(BANDIT, n_steps=70) if together else small_model(DummyVecEnv([Drawn] * 4), kl_coef="auto", n_steps=70)
     env: Any = model.get_env()
     before, seen = [], []
     original_add, original_step = TaskBalance.add, type(env).step_async
@@ -267,7 +326,9 @@ def test_tasks_are_those_of_the_steps() -> None:
         patch.setattr(type(env), "step_async", step_async)
         model.learn(70 * 4)
     np.testing.assert_array_equal(np.stack(seen), np.stack(before))
-    assert (seen[49] != seen[50]).any()
+    changed = (np.diff(np.stack(seen).reshape(70, 4, -1), axis=0) != 0).any(-1)
+    assert changed.any()
+    assert (changed.all(1) == changed.any(1)).all() == together
 
 
 @pytest.mark.parametrize("weights_only", [False, True])
