@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
