@@ -142,6 +142,16 @@ def test_groups_hold_every_fragment_once(lengths: list[int]) -> None:
         assert np.array(lengths)[group].max() == np.array(lengths)[group][0]
 
 
+def test_fragments_of_very_different_lengths_are_not_padded_to_the_longest() -> None:
+    of_each = {200: 5, 50: 40, 3: 300}
+    lengths = np.repeat([3, 50, 200], [of_each[length] for length in (3, 50, 200)])
+    groups = [lengths[group].tolist() for group in sequences._groups_of_similar_length(lengths)]
+    assert groups == [[length] * number for length, number in of_each.items()]
+    # ... and similar ones, whose steps cost more than their padding, are one group
+    (group,) = sequences._groups_of_similar_length(np.array([9, 10, 9, 10, 8]))
+    assert sorted(group.tolist()) == list(range(5))
+
+
 # -- in a policy --------------------------------------------------------------------------------------------
 
 POSTERIORS: list[dict[str, Any]] = [
