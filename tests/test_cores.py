@@ -114,6 +114,16 @@ def test_one_step_equals_the_module(name: str, layers: int, bias: bool) -> None:
     th.testing.assert_close(core.hidden(updated), updated[0][-1])
 
 
+@pytest.mark.parametrize("name", CORES)
+def test_one_step_with_a_parametrized_weight(name: str) -> None:
+    """torch computes such a weight whenever it is asked for it."""
+    core = make(name)
+    nn.utils.parametrizations.weight_norm(core, "weight_hh_l0")
+    inputs, state = th.randn(5, 3, dtype=th.float64), random_state(core, 5)
+    _, expected = core(inputs.unsqueeze(0), state if len(state) == 2 else state[0])
+    th.testing.assert_close(core.step(inputs, state)[0], expected[0] if isinstance(expected, tuple) else expected)
+
+
 @pytest.mark.parametrize("name", ALL_CORES)
 def test_states_have_the_shapes_that_are_told(name: str) -> None:
     core = make(name)

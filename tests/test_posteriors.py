@@ -81,3 +81,17 @@ def test_statistics_of_one_step() -> None:
         "expected_move": 0.75,
     }
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_latent_mean_at_the_start_of_training() -> None:
+    """mu = W h with orthogonal rows of length 3."""
+    layer = LaplacePosterior(5, 2, 3)
+    assert layer.mean_net is not None
+    th.testing.assert_close(layer.mean_net.weight @ layer.mean_net.weight.T, 9.0 * th.eye(3))
+    assert (layer.mean_net.bias == 0).all()
+
+
+def test_a_posterior_without_memory_has_none_to_reset() -> None:
+    layer = PointPosterior(4, 2, 3)
+    assert layer.initial_state(2) == ()
+    assert layer.reset((), th.ones(2)) == ()

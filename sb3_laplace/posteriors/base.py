@@ -141,7 +141,6 @@ class LatentPosterior(nn.Module, ABC):
         self.input_size = input_size
         self.latent_dim = hidden_size if latent_dim is None else check_integer("latent_dim", latent_dim, minimum=1)
         self.register_buffer("prior_mean", th.zeros(self.latent_dim), persistent=False)
-        self.register_buffer("prior_precision", th.ones(self.latent_dim), persistent=False)
         self.set_prior(prior_mean, prior_std)
         self.mean_net = None if latent_dim is None else nn.Linear(hidden_size, self.latent_dim)
         if self.mean_net is not None:
