@@ -45,6 +45,9 @@ def test_a_step_of_dual_ascent(ratio: float, target: float, factor: float, monke
     monkeypatch.setattr(TaskBalance, "log_ratio", lambda self: math.log(ratio))
     model.learn(200)
     assert model.kl_multiplier == pytest.approx(1e-3 * factor)
+    logged = model.logger.name_to_value
+    assert logged["train/kl_coef"] == model.kl_multiplier
+    assert logged["train/moved_to_claimed"] == pytest.approx(ratio)
     assert term_of(model).weight == model.kl_multiplier
     assert model.kl_coef == "auto_1e-3"
 
