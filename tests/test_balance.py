@@ -181,9 +181,9 @@ def balance_of(number: list[float], moved: list[float], claimed: list[float], sc
 
 def test_weights_and_ratio_by_hand() -> None:
     # Step 3 was never seen; step 4 claims a hundredth
-    balance = balance_of([0, 10, 10, 0, 10], [0, 10, 10, 0, 10], [0, 10, 10, 0, 0.1])
+    balance = balance_of([0, 10, 10, 0, 10], [0, 20, 20, 0, 20], [0, 20, 20, 0, 0.2])
     assert balance._balance() == pytest.approx(math.log(100.0) / 3)
-    np.testing.assert_allclose(balance._weights, [0, 1, 1, 0, 20])
+    np.testing.assert_allclose(balance._weights, [0, 0.5, 0.5, 0, 10])
     # What claims nothing beside another of 10 is taken to claim a millionth of it
     balance = balance_of([0, 1, 1], [0, 10, 1e-4], [0, 10, 0])
     assert balance._balance() == pytest.approx(math.log(10.0) / 2)
