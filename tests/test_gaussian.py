@@ -63,6 +63,7 @@ def test_samples_have_the_right_moments(kind: str) -> None:
     q = random_gaussian(kind, 2, 3, 5)
     draws = q.sample(200_000)
     assert draws.shape == (200_000, 2, 3)
+    assert q.sample().shape == (1, 2, 3)
     # Standard errors are about 1/450 of a standard deviation
     assert ((draws.mean(0) - q.mean) / q.stddev).abs().max() < 0.012
     for entry in range(2):

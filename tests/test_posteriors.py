@@ -95,3 +95,10 @@ def test_a_posterior_without_memory_has_none_to_reset() -> None:
     layer = PointPosterior(4, 2, 3)
     assert layer.initial_state(2) == ()
     assert layer.reset((), th.ones(2)) == ()
+
+
+@pytest.mark.parametrize("posterior", [LaplacePosterior, ConstantVariancePosterior, VariationalPosterior])
+def test_the_prior_by_default(posterior: type[LatentPosterior]) -> None:
+    prior = posterior(4, 2).prior(1)
+    th.testing.assert_close(prior.stddev, th.full((1, 4), 0.02))
+    assert (prior.mean == 0).all()
