@@ -7,121 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
-from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
+from sb3_laplace.algorithm.losses.consistency import LatentBalance, TaskBalance
 from sb3_laplace.algorithm.losses.kl import KLTerm, initial_auto
-from sb3_laplace.policies.types import Evaluation
-from sb3_laplace.posteriors import PosteriorStep, Replay
-from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
+from tests.helpers import RandomEnv
+from tests.test_laplace_recurrent_ppo import small_model
 
 BANDIT, GRID, CARTPOLE = "sb3_laplace/DirichletBandit-v0", "sb3_laplace/GridNavigation-v0", "CartPole-v1"
-
-
-# -- against an exact Bayesian ------------------------------------------------------------------------------
-
-
-def conjugate(n_envs: int, n_steps: int, overconfidence: float, is_full: bool = False) -> tuple[list, np.ndarray]:
-    """Exact posteriors of the mean theta ~ N(0, I) of three Gaussians, from one observation a step with noise of 2,
-    and what somebody claims whose covariance is too small by a factor. The claims of the covariance have this factor.
-    """
-    rng = np.random.default_rng(0)
-    theta = rng.normal(size=(n_envs, 3))
-    precision, total = 1.0, np.zeros_like(theta)
-    means, precisions = [np.zeros_like(theta)], [precision]
-    for _ in range(n_steps):
-        total += (theta + 2.0 * rng.normal(size=theta.shape)) / 4.0
-        precision += 1.0 / 4.0
-        means.append(total / precision)
-        precisions.append(precision)
-
-    def gaussian(t: int) -> Gaussian:
-        units = th.full((n_envs, 3), precisions[t] * overconfidence)
-        mean = th.as_tensor(means[t], dtype=th.float32)
-        return FullGaussian(mean, units.diag_embed()) if is_full else DiagonalGaussian(mean, units)
-
-    return [PosteriorStep(gaussian(t + 1), gaussian(t), ()) for t in range(n_steps)], theta
-
-
-@pytest.mark.parametrize("is_full", [False, True])
-@pytest.mark.parametrize("overconfidence", [1.0, 10.0])
-@pytest.mark.parametrize("kind", [LatentBalance, TaskBalance])
-def test_the_ratio_of_an_exact_bayesian_is_one(kind: type[Balance], overconfidence: float, is_full: bool) -> None:
-    n_envs, n_steps = 1000, 10
-    steps, theta = conjugate(n_envs, n_steps, overconfidence, is_full)
-    balance = kind(n_envs, n_steps, seed=0)
-    balance.begin()
-    for t, step in enumerate(steps):
-        balance.add(step, np.full(n_envs, t), theta)
-    ratio = balance.log_ratio()
-    assert ratio is not None
-    # Of full covariances 400 of the 10,000 are looked at
-    assert ratio == pytest.approx(math.log(overconfidence), abs=0.3 if is_full else 0.06)
-
-
-def test_the_read_out_leaves_out_what_is_no_task() -> None:
-    n_envs, n_steps = 500, 10
-    steps, theta = conjugate(n_envs, n_steps, 1.0)
-    rng = np.random.default_rng(1)
-    ratios = []
-    for kind in (LatentBalance, TaskBalance):
-        balance = kind(n_envs, n_steps, seed=0)
-        balance.begin()
-        for t, step in enumerate(steps):
-            # A fourth unit moves about forever, and its precision is that of the others
-            parts = []
-            for gaussian in (step.posterior, step.previous):
-                unit = th.as_tensor(rng.normal(size=(n_envs, 1)), dtype=th.float32)
-                mean = th.cat((gaussian.mean, unit), dim=1)
-                parts.append(DiagonalGaussian(mean, gaussian.precision[:, :1].expand(-1, 4)))
-            balance.add(PosteriorStep(parts[0], parts[1], ()), np.full(n_envs, t), theta)
-        ratios.append(balance.log_ratio())
-    assert ratios[0] is not None
-    assert ratios[0] > math.log(5)
-    assert ratios[1] == pytest.approx(0.0, abs=0.1)
-
-
-def test_nothing_is_claimed() -> None:
-    steps, theta = conjugate(50, 5, 1.0)
-    for kind in (LatentBalance, TaskBalance):
-        balance = kind(50, 5, seed=0)
-        balance.begin()
-        for t, step in enumerate(steps):
-            constant = PosteriorStep(
-                DiagonalGaussian(step.posterior.mean, th.ones(50, 3)),
-                DiagonalGaussian(step.previous.mean, th.ones(50, 3)),
-                (),
-            )
-            balance.add(constant, np.full(50, t), theta)
-        assert balance.log_ratio() is None
-
-
-def test_the_penalty_in_the_read_out_by_hand() -> None:
-    n_envs, n_steps = 400, 4
-    steps, theta = conjugate(n_envs, n_steps, 1.0)
-    balance = TaskBalance(n_envs, n_steps, seed=0)
-    balance.begin()
-    for t, step in enumerate(steps):
-        balance.add(step, np.full(n_envs, t), theta)
-    balance.log_ratio()
-    moved = th.arange(12, dtype=th.float32).view(1, 4, 3).requires_grad_()
-    replay = Replay(moved.unsqueeze(0), lambda: th.zeros(1, 4), lambda: moved)
-    samples: Any = type("Samples", (), {"columns": {"trial_steps": th.tensor([0, 1, 3, -1])}})()
-    evaluation: Any = Evaluation(None, None, None, replay, None)  # type: ignore[arg-type]
-    penalty = balance.penalty(samples, evaluation)
-    weights = balance._readout.weights  # type: ignore[union-attr]
-    # What each step claims, from the literal precisions 1 + t / 4
-    claims = [np.sum(weights**2) * (1 / (1 + t / 4) - 1 / (1 + (t + 1) / 4)) for t in range(4)]
-    expected = [np.square(moved.detach().numpy()[0, i] @ weights).sum() / claims[t] for i, t in ((1, 1), (2, 3))]
-    np.testing.assert_allclose(penalty.detach().numpy(), [0.0, *expected, 0.0], rtol=1e-4)
-    penalty.sum().backward()
-    assert moved.grad is not None
-    assert (moved.grad[0, [0, 3]] == 0).all()
-    assert (moved.grad[0, [1, 2]] != 0).any()
-
-
-# -- the coefficient ----------------------------------------------------------------------------------------
 
 
 def agent(env_id: str = BANDIT, n_steps: int = 50, n_envs: int = 4, **kwargs: Any) -> LaplaceRecurrentPPO:
@@ -151,6 +45,9 @@ def test_a_step_of_dual_ascent(ratio: float, target: float, factor: float, monke
     monkeypatch.setattr(TaskBalance, "log_ratio", lambda self: math.log(ratio))
     model.learn(200)
     assert model.kl_multiplier == pytest.approx(1e-3 * factor)
+    logged = model.logger.name_to_value
+    assert logged["train/kl_coef"] == model.kl_multiplier
+    assert logged["train/moved_to_claimed"] == pytest.approx(ratio)
     assert term_of(model).weight == model.kl_multiplier
     assert model.kl_coef == "auto_1e-3"
 
@@ -214,6 +111,27 @@ def test_every_posterior(policy_kwargs: dict[str, Any], env_id: str, n_samples: 
     assert isinstance(term_of(model)._balance, expected)
 
 
+@pytest.mark.parametrize(
+    ("kl_coef", "env_id", "name"),
+    [(0.01, BANDIT, "kl_loss"), ("auto", BANDIT, "consistency_loss"), ("auto", CARTPOLE, "kl_loss")],
+)
+def test_what_is_penalised(kl_coef: float | str, env_id: str, name: str) -> None:
+    model = agent(env_id, kl_coef=kl_coef)
+    model.learn(200)
+    logged = model.logger.name_to_value
+    assert {key for key in ("kl_loss", "consistency_loss") if f"train/{key}" in logged} == {name}
+    assert ("train/kl_coef" in logged) == (kl_coef == "auto")
+
+
+def test_environments_that_no_longer_report_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent(BANDIT)
+    model.learn(200)
+    assert isinstance(term_of(model)._balance, TaskBalance)
+    monkeypatch.setattr("sb3_laplace.algorithm.losses.kl.reported_tasks", lambda env: None)
+    model.learn(200)
+    assert isinstance(term_of(model)._balance, LatentBalance)
+
+
 def test_steps_of_a_trial_longer_than_the_rollout() -> None:
     model = agent(GRID, n_steps=30)
     seen = []
@@ -229,9 +147,21 @@ def test_steps_of_a_trial_longer_than_the_rollout() -> None:
     np.testing.assert_array_equal(np.stack(seen)[:, 0], np.arange(120) % 100)
 
 
-def test_tasks_are_those_of_the_steps() -> None:
+class Drawn(RandomEnv):
+    """Trials of any length, each with a task of its own."""
+
+    task = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        result = super().reset(seed=seed, options=options)
+        self.task = self.np_random.normal()
+        return result
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_tasks_are_those_of_the_steps(together: bool) -> None:
     """Where trials end the tasks are new ones: they are the environment's at the time of each step."""
-    model = agent(BANDIT, n_steps=70)
+    model = agent(BANDIT, n_steps=70) if together else small_model(DummyVecEnv([Drawn] * 4), kl_coef="auto", n_steps=70)
     env: Any = model.get_env()
     before, seen = [], []
     original_add, original_step = TaskBalance.add, type(env).step_async
@@ -249,7 +179,9 @@ def test_tasks_are_those_of_the_steps() -> None:
         patch.setattr(type(env), "step_async", step_async)
         model.learn(70 * 4)
     np.testing.assert_array_equal(np.stack(seen), np.stack(before))
-    assert (seen[49] != seen[50]).any()
+    changed = (np.diff(np.stack(seen).reshape(70, 4, -1), axis=0) != 0).any(-1)
+    assert changed.any()
+    assert (changed.all(1) == changed.any(1)).all() == together
 
 
 @pytest.mark.parametrize("weights_only", [False, True])

@@ -114,11 +114,22 @@ def test_one_step_equals_the_module(name: str, layers: int, bias: bool) -> None:
     th.testing.assert_close(core.hidden(updated), updated[0][-1])
 
 
+@pytest.mark.parametrize("name", CORES)
+def test_one_step_with_a_parametrized_weight(name: str) -> None:
+    """torch computes such a weight whenever it is asked for it."""
+    core = make(name)
+    nn.utils.parametrizations.weight_norm(core, "weight_hh_l0")
+    inputs, state = th.randn(5, 3, dtype=th.float64), random_state(core, 5)
+    _, expected = core(inputs.unsqueeze(0), state if len(state) == 2 else state[0])
+    th.testing.assert_close(core.step(inputs, state)[0], expected[0] if isinstance(expected, tuple) else expected)
+
+
 @pytest.mark.parametrize("name", ALL_CORES)
 def test_states_have_the_shapes_that_are_told(name: str) -> None:
     core = make(name)
     for part in (core.initial_state(6), core.step(th.randn(6, 3, dtype=th.float64), core.initial_state(6))):
         assert [tuple(one.shape) for one in part] == [(shape[0], 6, *shape[1:]) for shape in core.state_shapes]
+    assert all((part == 0).all() for part in core.initial_state(6))
 
 
 @pytest.mark.parametrize("name", ALL_CORES)
@@ -139,6 +150,16 @@ def test_groups_hold_every_fragment_once(lengths: list[int]) -> None:
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
     for group in groups:
         assert np.array(lengths)[group].max() == np.array(lengths)[group][0]
+
+
+def test_fragments_of_very_different_lengths_are_not_padded_to_the_longest() -> None:
+    of_each = {200: 5, 50: 40, 3: 300}
+    lengths = np.repeat([3, 50, 200], [of_each[length] for length in (3, 50, 200)])
+    groups = [lengths[group].tolist() for group in sequences._groups_of_similar_length(lengths)]
+    assert groups == [[length] * number for length, number in of_each.items()]
+    # ... and similar ones, whose steps cost more than their padding, are one group
+    (group,) = sequences._groups_of_similar_length(np.array([9, 10, 9, 10, 8]))
+    assert sorted(group.tolist()) == list(range(5))
 
 
 # -- in a policy --------------------------------------------------------------------------------------------
@@ -224,6 +245,13 @@ def test_keywords_that_a_core_takes() -> None:
     assert make_policy(rnn_type=LeakyCore, lstm_kwargs={"bias": False}).lstm_actor.of_input.bias is None
     assert not make_policy(rnn_type="rnn", lstm_kwargs={"bias": False, "nonlinearity": "tanh"}).lstm_actor.bias
     assert type(make_policy().lstm_actor) is LSTM
+
+    class Open(LeakyCore):
+        def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
+            super().__init__(input_size, hidden_size, num_layers)
+            self.given = kwargs
+
+    assert make_policy(rnn_type=Open, lstm_kwargs={"any": 1}).lstm_actor.given == {"any": 1}
 
 
 class EchoCore(Core):

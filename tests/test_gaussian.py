@@ -63,6 +63,7 @@ def test_samples_have_the_right_moments(kind: str) -> None:
     q = random_gaussian(kind, 2, 3, 5)
     draws = q.sample(200_000)
     assert draws.shape == (200_000, 2, 3)
+    assert q.sample().shape == (1, 2, 3)
     # Standard errors are about 1/450 of a standard deviation
     assert ((draws.mean(0) - q.mean) / q.stddev).abs().max() < 0.012
     for entry in range(2):
@@ -96,6 +97,9 @@ def test_point_mass_is_the_limit_of_no_variance() -> None:
     assert th.equal(q.kl(p), th.tensor([0.0, th.inf]))
     assert th.equal(p.sample(2), p.mean.expand(2, 2, 3))
     assert th.equal(p.variance, th.zeros(2, 3))
+    # Where they are does not matter, nor how many units there are
+    assert th.equal(p.kl(p), th.zeros(2))
+    assert th.equal(PointMass(th.ones(2, 1)).entropy(), th.full((2,), -th.inf))
 
 
 def test_kl_of_different_structures_is_an_error() -> None:
@@ -143,4 +147,11 @@ def test_cholesky_says_where_it_failed(broken: float, problem: str) -> None:
     matrix = th.eye(3).repeat(4, 1, 1)
     matrix[2, 1, 1] = broken
     with pytest.raises(ValueError, match=rf"batch entry \(2,\) {problem}"):
+        safe_cholesky(matrix)
+
+
+def test_nan_is_told_before_what_is_not_positive_definite() -> None:
+    matrix = th.eye(3).repeat(4, 1, 1)
+    matrix[1, 1, 1], matrix[2, 0, 0] = -1.0, float("nan")
+    with pytest.raises(ValueError, match=r"batch entry \(2,\) holds NaN or infinity"):
         safe_cholesky(matrix)

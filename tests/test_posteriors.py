@@ -42,14 +42,15 @@ def test_the_prior_of_a_point_is_a_point() -> None:
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-@pytest.mark.parametrize("prior_std", [0.1, 2.0])
-def test_variational_before_training_is_as_wide_as_the_prior(covariance: str, prior_std: float) -> None:
+@pytest.mark.parametrize("prior_std", [0.1, 2.0, [0.5, 1.0, 2.0]])
+def test_variational_before_training_is_as_wide_as_the_prior(covariance: str, prior_std: float | list[float]) -> None:
     layer = VariationalPosterior(4, 2, 3, prior_std=prior_std, covariance=covariance)
     posterior = layer.distribution(th.zeros(2, 4))
-    th.testing.assert_close(posterior.covariance, prior_std**2 * th.eye(3).expand(2, 3, 3))
+    variances = th.as_tensor(prior_std).expand(3).square()
+    th.testing.assert_close(posterior.covariance, variances.diag().expand(2, 3, 3))
     # ... and nearly so wherever the hidden state is
     variance = layer.distribution(th.rand(5, 4) * 2 - 1).variance
-    assert (variance / prior_std**2 - 1).abs().max() < 0.05
+    assert (variance / variances - 1).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("bias", "variance"), [(-50.0, -10.0), (50.0, 2.0)])
@@ -80,3 +81,24 @@ def test_statistics_of_one_step() -> None:
         "expected_move": 0.75,
     }
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_latent_mean_at_the_start_of_training() -> None:
+    """mu = W h with orthogonal rows of length 3."""
+    layer = LaplacePosterior(5, 2, 3)
+    assert layer.mean_net is not None
+    th.testing.assert_close(layer.mean_net.weight @ layer.mean_net.weight.T, 9.0 * th.eye(3))
+    assert (layer.mean_net.bias == 0).all()
+
+
+def test_a_posterior_without_memory_has_none_to_reset() -> None:
+    layer = PointPosterior(4, 2, 3)
+    assert layer.initial_state(2) == ()
+    assert layer.reset((), th.ones(2)) == ()
+
+
+@pytest.mark.parametrize("posterior", [LaplacePosterior, ConstantVariancePosterior, VariationalPosterior])
+def test_the_prior_by_default(posterior: type[LatentPosterior]) -> None:
+    prior = posterior(4, 2).prior(1)
+    th.testing.assert_close(prior.stddev, th.full((1, 4), 0.02))
+    assert (prior.mean == 0).all()

@@ -159,3 +159,8 @@ def test_ratio_is_one(kind: str) -> None:
 def test_bad_input(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(latent_dim=3, posterior_kwargs=kwargs)
+
+
+def test_no_number_for_a_single_unit() -> None:
+    with pytest.raises(ValueError, match="prior_mean must be a finite number or 1 of them, got '0'"):
+        make_policy(latent_dim=1, posterior_kwargs={"prior_mean": "0"})

@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace import make_vec_env
-from sb3_laplace.readout import ReadoutMoments, TaskEncoder, reported_tasks
+from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder, reported_tasks
 from sb3_laplace.vec_env import GymnasiumVecEnv
 from sb3_laplace_envs import GridNavigationEnv
 
@@ -43,6 +43,24 @@ def test_a_ridge_where_units_are_constant() -> None:
     readout = moments.solve()
     np.testing.assert_allclose(readout.weights, 0.0)
     np.testing.assert_allclose(readout.bias, 1.0)
+
+
+def test_the_ridge_by_hand() -> None:
+    """Second moments of 2: a ridge of 0.5 of their average adds 1 to each, and nothing to the bias."""
+    means = np.array([[2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [0.0, -2.0]])
+    moments = ReadoutMoments()
+    moments.add(means, means[:, :1] + 3.0)
+    readout = moments.solve(ridge=0.5)
+    np.testing.assert_allclose(readout.weights, [[2 / 3], [0.0]], atol=1e-10)
+    np.testing.assert_allclose(readout.bias, [3.0])
+
+
+def test_variances_of_any_batch_are_told_from_covariances() -> None:
+    """As many posteriors as units are no matrix, nor is a batch of two dimensions a batch of matrices."""
+    readout = Readout(np.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), np.zeros(2))
+    # The squares of the rows of B^T sum to 1, 4 and 0
+    np.testing.assert_allclose(readout.variance(np.arange(9.0).reshape(3, 3)), [4.0, 19.0, 34.0])
+    np.testing.assert_allclose(readout.variance(np.arange(6.0).reshape(1, 2, 3)), [[4.0, 19.0]])
 
 
 def test_variance_of_both_structures() -> None:
@@ -103,3 +121,28 @@ def test_tasks_of_every_kind_of_batch(make: Any) -> None:
 
 def test_no_task() -> None:
     assert reported_tasks(sb3_make_vec_env("CartPole-v1", n_envs=2)) is None
+
+
+class Reporting:
+    """What a VecEnv says of its tasks."""
+
+    def __init__(self, *tasks: Any) -> None:
+        self.tasks = tasks
+
+    def get_attr(self, name: str) -> list[Any]:
+        assert name == "task"
+        return list(self.tasks)
+
+
+@pytest.mark.parametrize(
+    "tasks", [(0.5, np.nan), (1.0, np.inf), ("a", "b"), ([], []), ([1.0], [1.0, 2.0]), (None, None)]
+)
+def test_what_is_no_task(tasks: tuple[Any, Any]) -> None:
+    env: Any = Reporting(*tasks)
+    assert reported_tasks(env) is None
+
+
+@pytest.mark.parametrize("tasks", [(0.5, -2.0), (True, False), (3, 4), ([1.0, 0.0], [0.0, 2.0])])
+def test_what_is_a_task(tasks: tuple[Any, Any]) -> None:
+    env: Any = Reporting(*tasks)
+    np.testing.assert_array_equal(reported_tasks(env), np.array(tasks))

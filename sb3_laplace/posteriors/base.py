@@ -143,7 +143,6 @@ class LatentPosterior(nn.Module, ABC):
         self.input_size = input_size
         self.latent_dim = hidden_size if latent_dim is None else check_integer("latent_dim", latent_dim, minimum=1)
         self.register_buffer("prior_mean", th.zeros(self.latent_dim), persistent=False)
-        self.register_buffer("prior_precision", th.ones(self.latent_dim), persistent=False)
         if prior_std is None:
             prior_std = _IDENTITY_PRIOR_STD if latent_dim is None else 1.0
         self.set_prior(prior_mean, prior_std)
