@@ -129,6 +129,9 @@ class Reporting:
     def __init__(self, *tasks: Any) -> None:
         self.tasks = tasks
 
+    def has_attr(self, name: str) -> bool:
+        return name == "task"
+
     def get_attr(self, name: str) -> list[Any]:
         assert name == "task"
         return list(self.tasks)
