@@ -75,7 +75,7 @@ def test_on_the_bandit(covariance: str, tmp_path: Path) -> None:
 
 def test_without_a_task_it_is_the_latent_and_the_environment_is_left_as_it_was() -> None:
     env = VecNormalize(DummyVecEnv([lambda: RandomEnv(end_rate=0.05)] * 2))
-    model = small_model(env).learn(48)
+    model = small_model(env, policy_kwargs={"latent_dim": None}).learn(48)
     statistics = env.obs_rms.mean.copy()
     result = calibrate_posterior(model, model.get_env(), n_trials=60, seed=1)
     assert result.space == "latent"

@@ -78,12 +78,10 @@ def ratios(recording: Recording, prior_std: np.ndarray, noise_std: float, readou
 
 
 def fit_posterior(recording: Recording, readout: Readout | None = None) -> Fit:
-    """Fit prior and noise: the units' own by empirical Bayes, and two numbers by the :func:`ratios` of the thirds.
+    """Fit prior and noise: the prior by empirical Bayes, the noise so that the ratios of the thirds are near 1.
 
     With noise s the prior is ``mu_0 = E[m_T]`` and ``v_0 = Var(m_T) + E[diag Sigma_T(v_0, s)]`` (the law of total
-    variance). With the s for which the logarithms of the thirds' ratios differ least, a common factor of v_0 and s^2,
-    which widens all posteriors alike, brings their mean to 0: it is 1 for units that are what the prior takes them for,
-    independent estimates that move as martingales.
+    variance), and s has the least sum of squared logarithms of the thirds' :func:`ratios`.
 
     :param recording: the trials
     :param readout: of the task, in whose units the ratios are
@@ -100,24 +98,22 @@ def fit_posterior(recording: Recording, readout: Readout | None = None) -> Fit:
     if not information > 0:
         raise ValueError("The precision does not grow: the posterior claims to learn nothing.")
 
-    def log_thirds(log_variance: float) -> np.ndarray:
+    def loss(log_variance: float) -> float:
         noise_std = float(np.exp(0.5 * log_variance))
         prior_std = np.sqrt(_prior_variance(spread, curvature, noise_std))
         found = ratios(recording, prior_std, noise_std, readout)
         thirds = np.array([found[name] for name in PARTS[1:]])
-        return np.log(np.where(thirds > 0, thirds, np.nan))
+        return float(np.square(np.log(thirds)).sum()) if (thirds > 0).all() else np.inf
 
     centre, width, n = np.log(information), _RANGE, _N_SCAN
     for _ in range(3):
         points = np.linspace(centre - width, centre + width, n)
-        found = np.stack([log_thirds(point) for point in points])
-        losses = np.nan_to_num(found.var(1), nan=np.inf)
+        losses = np.array([loss(point) for point in points])
         if not np.isfinite(losses).any():
             raise ValueError("The precision does not grow in every third of a trial: no noise can be fitted.")
-        best = int(losses.argmin())
-        centre, width, n = float(points[best]), 2.0 * width / (n - 1), _N_REFINE
-    noise_std, scale = float(np.exp(0.5 * centre)), float(np.exp(0.5 * found[best].mean()))
-    return Fit(final.mean(0), scale * np.sqrt(_prior_variance(spread, curvature, noise_std)), scale * noise_std)
+        centre, width, n = float(points[losses.argmin()]), 2.0 * width / (n - 1), _N_REFINE
+    noise_std = float(np.exp(0.5 * centre))
+    return Fit(final.mean(0), np.sqrt(_prior_variance(spread, curvature, noise_std)), noise_std)
 
 
 def _precision(curvature: np.ndarray, prior_variance: np.ndarray, noise_std: float) -> np.ndarray:
