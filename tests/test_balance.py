@@ -179,6 +179,18 @@ def balance_of(number: list[float], moved: list[float], claimed: list[float], sc
     return balance
 
 
+def test_earlier_rollouts_are_forgotten() -> None:
+    """By a factor of 0.8 with each."""
+    steps, theta = conjugate(50, 3, 1.0)
+    balance = TaskBalance(50, 5, seed=0)
+    for length in (3, 2, 3):
+        balance.begin()
+        for t in range(length):
+            balance.add(steps[t], np.full(50, t), theta)
+        balance.log_ratio()
+    np.testing.assert_allclose(balance._sums[0], [0.0, 50 * (0.64 + 0.8 + 1.0), 50 * (0.64 + 1.0)])
+
+
 def test_weights_and_ratio_by_hand() -> None:
     # Step 3 was never seen; step 4 claims a hundredth
     balance = balance_of([0, 10, 10, 0, 10], [0, 20, 20, 0, 20], [0, 20, 20, 0, 0.2])

@@ -10,6 +10,7 @@ from sb3_laplace.posteriors import (
     LaplacePosterior,
     LatentPosterior,
     PointPosterior,
+    SequenceInputs,
     VariationalPosterior,
 )
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
@@ -102,3 +103,16 @@ def test_the_prior_by_default(posterior: type[LatentPosterior]) -> None:
     prior = posterior(4, 2).prior(1)
     th.testing.assert_close(prior.stddev, th.full((1, 4), 0.02))
     assert (prior.mean == 0).all()
+
+
+def test_no_gradient_flows_through_summed_means() -> None:
+    """m_t = mu_t + sg(m_{t-1}): every latent learns by its own hidden state alone."""
+    layer = LaplacePosterior(3, 2, sum_means=True)
+    hidden = th.rand(1, 4, 3, requires_grad=True)
+    starts, initial = th.tensor([[0.0, 0.0, 1.0, 0.0]]), th.tensor([[10.0, 20.0, 30.0]])
+    latents = layer.replay(SequenceInputs(hidden, th.zeros(1, 3), (initial,), starts, None, {})).latents
+    h = hidden.detach()[0]
+    expected = th.stack((initial[0] + h[0], initial[0] + h[0] + h[1], h[2], h[2] + h[3]))
+    th.testing.assert_close(latents.detach(), expected.expand(1, 1, 4, 3))
+    (gradient,) = th.autograd.grad(latents[0, 0, [1, 3]].sum(), hidden)
+    th.testing.assert_close(gradient[0], th.tensor([0.0, 1.0, 0.0, 1.0]).unsqueeze(1).expand(4, 3))
