@@ -100,11 +100,22 @@ def test_point_mass_is_the_limit_of_no_variance() -> None:
     # Where they are does not matter, nor how many units there are
     assert th.equal(p.kl(p), th.zeros(2))
     assert th.equal(PointMass(th.ones(2, 1)).entropy(), th.full((2,), -th.inf))
+    double = PointMass(th.zeros(2, 3, dtype=th.float64))
+    assert double.kl(double).dtype == th.float64
 
 
 def test_kl_of_different_structures_is_an_error() -> None:
     with pytest.raises(TypeError, match="FullGaussian and a DiagonalGaussian"):
         random_gaussian("full", 2, 3, 0).kl(random_gaussian("diagonal", 2, 3, 0))
+    with pytest.raises(TypeError, match="PointMass and a DiagonalGaussian"):
+        PointMass(th.zeros(2, 3)).kl(random_gaussian("diagonal", 2, 3, 0))
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
+def test_rounding_makes_no_negative_kl(kind: str) -> None:
+    q = random_gaussian(kind, 500, 7, 0, th.float32)
+    p = type(q)(*(part * (1 + 1e-7) for part in q.tensors))
+    assert (q.kl(p) >= 0).all()
 
 
 @pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 64, 65, 100, 129])
