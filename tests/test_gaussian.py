@@ -48,6 +48,23 @@ def test_agrees_with_torch_distributions(kind: str, batch: int, dim: int, seed: 
     th.testing.assert_close(q.stddev.square(), q.variance)
 
 
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated", "point"])
+def test_any_number_of_batch_dimensions(kind: str) -> None:
+    q, p = (
+        PointMass(random_gaussian("diagonal", 6, 4, seed).mean)
+        if kind == "point"
+        else random_gaussian(kind, 6, 4, seed)
+        for seed in (0, 1)
+    )
+    two_q, two_p = (type(one)(*(part.unflatten(0, (2, 3)) for part in one.tensors)) for one in (q, p))
+    assert two_q.dim == 4
+    th.testing.assert_close(two_q.entropy(), q.entropy().view(2, 3))
+    th.testing.assert_close(two_q.kl(two_p), q.kl(p).view(2, 3))
+    th.testing.assert_close(two_q.covariance, q.covariance.view(2, 3, 4, 4))
+    noise = th.randn(5, 6, 4, dtype=th.float64)
+    th.testing.assert_close(two_q.unwhiten(noise.unflatten(1, (2, 3))), q.unwhiten(noise).unflatten(1, (2, 3)))
+
+
 @pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
 def test_kl_parts(kind: str) -> None:
     q, p = random_gaussian(kind, 3, 4, 0), random_gaussian(kind, 3, 4, 1)
@@ -100,11 +117,22 @@ def test_point_mass_is_the_limit_of_no_variance() -> None:
     # Where they are does not matter, nor how many units there are
     assert th.equal(p.kl(p), th.zeros(2))
     assert th.equal(PointMass(th.ones(2, 1)).entropy(), th.full((2,), -th.inf))
+    double = PointMass(th.zeros(2, 3, dtype=th.float64))
+    assert double.kl(double).dtype == th.float64
 
 
 def test_kl_of_different_structures_is_an_error() -> None:
     with pytest.raises(TypeError, match="FullGaussian and a DiagonalGaussian"):
         random_gaussian("full", 2, 3, 0).kl(random_gaussian("diagonal", 2, 3, 0))
+    with pytest.raises(TypeError, match="PointMass and a DiagonalGaussian"):
+        PointMass(th.zeros(2, 3)).kl(random_gaussian("diagonal", 2, 3, 0))
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "rotated"])
+def test_rounding_makes_no_negative_kl(kind: str) -> None:
+    q = random_gaussian(kind, 500, 7, 0, th.float32)
+    p = type(q)(*(part * (1 + 1e-7) for part in q.tensors))
+    assert (q.kl(p) >= 0).all()
 
 
 @pytest.mark.parametrize("dim", [1, 2, 31, 32, 33, 64, 65, 100, 129])
@@ -155,3 +183,5 @@ def test_nan_is_told_before_what_is_not_positive_definite() -> None:
     matrix[1, 1, 1], matrix[2, 0, 0] = -1.0, float("nan")
     with pytest.raises(ValueError, match=r"batch entry \(2,\) holds NaN or infinity"):
         safe_cholesky(matrix)
+    with pytest.raises(ValueError, match=r"batch entry \(1, 0\) holds NaN or infinity"):
+        safe_cholesky(matrix.unflatten(0, (2, 2)))

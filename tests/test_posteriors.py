@@ -116,3 +116,11 @@ def test_no_gradient_flows_through_summed_means() -> None:
     th.testing.assert_close(latents.detach(), expected.expand(1, 1, 4, 3))
     (gradient,) = th.autograd.grad(latents[0, 0, [1, 3]].sum(), hidden)
     th.testing.assert_close(gradient[0], th.tensor([0.0, 1.0, 0.0, 1.0]).unsqueeze(1).expand(4, 3))
+
+
+@pytest.mark.parametrize("posterior", [LaplacePosterior, VariationalPosterior])
+def test_draws_have_the_posteriors_type(posterior: type[LatentPosterior]) -> None:
+    layer = posterior(4, 2, 3).double()
+    latents, noise = layer.draw(layer.prior(2), 5)
+    assert latents.shape == noise.shape == (5, 2, 3)
+    assert latents.dtype == noise.dtype == th.float64

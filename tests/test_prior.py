@@ -50,6 +50,20 @@ def test_noise_divides_what_the_steps_add(kind: str, covariance: str, latent_dim
     assert (plain.precision - identity).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("latent_dim", [None, 3])
+def test_diagonal_precisions_are_the_diagonals_of_full_ones(kind: str, latent_dim: int | None) -> None:
+    kwargs = {"prior_std": 1.0, "noise_std": 0.7, **KINDS[kind]}
+    diagonal, full = (
+        make_policy(latent_dim=latent_dim, posterior_kwargs={**kwargs, "covariance": covariance})
+        for covariance in ("diagonal", "full")
+    )
+    full.load_state_dict(diagonal.state_dict())
+    (_, one), (_, other) = played(diagonal), played(full)
+    th.testing.assert_close(one.precision, other.precision.diagonal(dim1=-2, dim2=-1))
+    assert (one.precision[0] - one.precision[1]).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("posterior", ["laplace", "variational", "constant_variance"])
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_prior_unit_by_unit(posterior: str, covariance: str) -> None:
