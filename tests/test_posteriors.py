@@ -34,6 +34,7 @@ def test_the_prior_is_that_of_prior_std(
     assert th.equal(prior.mean, th.zeros(2, 3))
     th.testing.assert_close(prior.covariance, prior_std**2 * th.eye(3).expand(2, 3, 3))
     assert prior.kl(prior).abs().max() < 1e-5
+    assert prior[1:].covariance.shape == (1, 3, 3)
 
 
 def test_the_prior_of_a_point_is_a_point() -> None:
