@@ -34,6 +34,7 @@ def test_the_prior_is_that_of_prior_std(
     assert th.equal(prior.mean, th.zeros(2, 3))
     th.testing.assert_close(prior.covariance, prior_std**2 * th.eye(3).expand(2, 3, 3))
     assert prior.kl(prior).abs().max() < 1e-5
+    assert prior[1:].covariance.shape == (1, 3, 3)
 
 
 def test_the_prior_of_a_point_is_a_point() -> None:
@@ -124,3 +125,12 @@ def test_draws_have_the_posteriors_type(posterior: type[LatentPosterior]) -> Non
     latents, noise = layer.draw(layer.prior(2), 5)
     assert latents.shape == noise.shape == (5, 2, 3)
     assert latents.dtype == noise.dtype == th.float64
+
+
+@pytest.mark.parametrize("posterior", [PointPosterior, VariationalPosterior, LaplacePosterior])
+def test_without_noise_the_one_latent_is_the_mean(posterior: type[LatentPosterior]) -> None:
+    layer = posterior(4, 2, 3)
+    hidden, starts = th.rand(2, 5, 4), th.zeros(2, 5)
+    latents = layer.replay(SequenceInputs(hidden, th.zeros(2, 4), (), starts, None, {})).latents
+    assert latents.shape == (1, 2, 5, 3)
+    th.testing.assert_close(latents[0], layer.latent_mean(hidden))
