@@ -1,6 +1,5 @@
 """How much of the exact belief about the task an agent's posterior holds, and how sure of it the agent is."""
 
-import contextlib
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from sb3_laplace.checks import check_integer, check_not_negative
 from sb3_laplace.evaluation.belief_evaluation import MIN_TRIALS, BeliefEvaluation, score_belief
 from sb3_laplace.evaluation.belief_scores import BeliefRecord, fit_readout
 from sb3_laplace.evaluation.bootstrap import Bootstrap
-from sb3_laplace.evaluation.player import Player, describe, forked_random
+from sb3_laplace.evaluation.player import Player, describe, seeded_trials
 from sb3_laplace.evaluation.regression import as_trained
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, Gaussian
 from sb3_laplace.posteriors.statistics import to_float64
@@ -120,7 +119,7 @@ def _play(
     player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic))
     latents: list[np.ndarray] = []
     claimed: list[np.ndarray] = []
-    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+    with seeded_trials(player, seed) as steps:
         for played in steps:
             posterior = played.step.posterior.posterior
             latents.append(posterior.mean.double().cpu().numpy())

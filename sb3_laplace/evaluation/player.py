@@ -252,6 +252,17 @@ def forked_random(device: th.device, seed: int | None = None) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def seeded_trials(player: Player, seed: int) -> Iterator[Iterator[Played]]:
+    """The steps of all trials of a player; torch's random number generators are put back afterwards.
+
+    :param player: the player
+    :param seed: of the environments and of torch
+    """
+    with forked_random(player.model.device, seed), contextlib.closing(player.play(seed)) as steps:
+        yield steps
+
+
 # -- what an agent would do beside what it did --------------------------------------------------------------
 
 

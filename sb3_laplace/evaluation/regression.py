@@ -1,6 +1,5 @@
 """How well an agent predicts on FourierRegression after n observed pairs, beside the best that can be done."""
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_choice, check_integer
 from sb3_laplace.evaluation.gaussian_mixture import GaussianMixture
-from sb3_laplace.evaluation.player import Played, Player, describe, distribution_at, draw_latents, forked_random
+from sb3_laplace.evaluation.player import Played, Player, describe, distribution_at, draw_latents, seeded_trials
 from sb3_laplace.evaluation.regression_evaluation import (
     BAND_QUANTILES,
     COVERAGE_LEVELS,
@@ -104,7 +103,7 @@ def evaluate_regression(
 
     pairs = np.zeros((n_functions, numbers[-1], 2))
     of_agent, of_limit, examples = [], [], []
-    with forked_random(model.device, seed), contextlib.closing(player.play(seed)) as steps:
+    with seeded_trials(player, seed) as steps:
         for n, played in zip(range(numbers[-1] + 1), steps, strict=False):
             if n == 0:
                 targets = tasks.evaluate(test_inputs)

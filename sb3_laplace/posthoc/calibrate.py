@@ -12,10 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_choice, check_integer, check_positive
-from sb3_laplace.evaluation.player import Player, distribution_at, draw_latents, player_env
+from sb3_laplace.evaluation.player import Player, distribution_at, draw_latents, player_env, seeded_trials
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import LaplacePosterior
-from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
 
 
 class Calibration(NamedTuple):
@@ -33,6 +32,24 @@ class Calibration(NamedTuple):
     scores: np.ndarray
     standard_errors: np.ndarray
     unsampled: float
+
+
+def laplace_layer(model: LaplaceRecurrentPPO) -> LaplacePosterior:
+    """The model's latent layer, one whose prior can be set to good purpose.
+
+    :param model: the model
+    :raises ValueError: if its posterior is no Laplace posterior, or one on which the prior has no effect
+    """
+    layer = model.policy.latent_layer
+    if not isinstance(layer, LaplacePosterior):
+        raise ValueError(f"model must have a Laplace posterior, got {type(layer).__name__}.")
+    if layer.factorization == "stationary" and layer.damping is not None:
+        raise ValueError(
+            "prior_std has no effect on the model's posterior: it is stationary with an explicit "
+            f"damping = {layer.damping!r}, which takes the place of the prior's precision. Calibrate a model whose "
+            "damping is None."
+        )
+    return layer
 
 
 def calibrate_prior_std(
@@ -136,7 +153,7 @@ def _scores(
         return step._replace(actions=actions.reshape(step.actions.shape))
 
     player = Player(model, env, n_trials, act)
-    with held_out_trials(player, seed) as steps:
+    with seeded_trials(player, seed) as steps:
         for played in steps:
             log_likelihoods[played.rows[played.counts]] += of_step[played.counts]
     return player.returns if criterion == "return" else log_likelihoods / player.lengths

@@ -11,10 +11,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
 from sb3_laplace.checks import check_integer
-from sb3_laplace.evaluation.player import Player, player_env
+from sb3_laplace.evaluation.player import Player, player_env, seeded_trials
 from sb3_laplace.posteriors import LaplacePosterior
+from sb3_laplace.posthoc.calibrate import laplace_layer
 from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, fit_posterior, ratios
-from sb3_laplace.posthoc.held_out import held_out_trials, laplace_layer
 from sb3_laplace.readout import ReadoutMoments, TaskEncoder
 
 #: Fewest trials, half of them to be fitted to
@@ -159,7 +159,7 @@ def _record(
     kept: dict[int, list[tuple]] = {}
     stride, n_bytes = 1, 0
     player = Player(model, env, n_trials, partial(model.policy.act, deterministic=deterministic), asks_tasks=True)
-    with held_out_trials(player, seed) as steps:
+    with seeded_trials(player, seed) as steps:
         for played in steps:
             posterior = played.step.posterior.posterior
             means = posterior.mean.double().cpu().numpy()
