@@ -19,7 +19,7 @@ from sb3_laplace.errors import InputError, input_errors
 from sb3_laplace.evaluation.belief import ORACLE_TASKS, evaluate_belief
 from sb3_laplace.evaluation.belief_evaluation import MIN_TRIALS as MIN_BELIEF_TRIALS
 from sb3_laplace.evaluation.belief_evaluation import BeliefEvaluation
-from sb3_laplace.evaluation.diagnostics import diagnose
+from sb3_laplace.evaluation.diagnostics import Diagnosis, diagnose
 from sb3_laplace.evaluation.player import player_env
 from sb3_laplace.evaluation.traces import PosteriorTrace, posterior_trace
 from sb3_laplace.options import MAX_SEED, check_device
@@ -87,7 +87,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             calibratable_layer(loaded[0])
     for name, agent in agents.items():
         _warn_about_normalization(name, agent, options.vecnormalize)
-        env = make_env(options.env, 1, options.seed, parse_env_kwargs(options.env_kwargs), options.vecnormalize)
+        env = make_env(options.env, 1, options.seed, options.env_kwargs, options.vecnormalize)
         _fit(agent, env)
         env.close()
     folder = Path(f"{Path(options.model).stem}-diagnosis" if options.out is None else options.out)
@@ -99,9 +99,10 @@ def _diagnose(options: argparse.Namespace) -> int:
         raise InputError(f"--out: {error}") from error
 
     traces: dict[str, PosteriorTrace] = {}
+    diagnoses: dict[str, Diagnosis] = {}
     beliefs: dict[str, BeliefEvaluation] = {}
     for name, agent in agents.items():
-        traces[name] = _play(name, agent, options)
+        traces[name], diagnoses[name] = _play(name, agent, options)
         if traces[name].interrupted:
             break
         beliefs.update(_evaluate_belief(name, agent, options))
@@ -111,7 +112,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         # Whatever happens, what was played before is kept
         try:
             calibration = _calibrate(loaded[0], options)
-            traces[calibrated] = _play(calibrated, loaded[0], options)
+            traces[calibrated], diagnoses[calibrated] = _play(calibrated, loaded[0], options)
             is_interrupted = traces[calibrated].interrupted
             beliefs.update({} if is_interrupted else _evaluate_belief(calibrated, loaded[0], options))
             with input_errors():
@@ -123,14 +124,14 @@ def _diagnose(options: argparse.Namespace) -> int:
             print("Interrupted: not calibrated.", file=sys.stderr)
             is_interrupted = True
     with input_errors():
-        _write(folder, traces, beliefs, calibration)
+        _write(folder, traces, diagnoses, beliefs, calibration)
     if problem is not None:
         raise problem
     return INTERRUPTED if is_interrupted else 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what is wrong with the options themselves."""
+    """Refuse what is wrong with the options themselves, and read those of the environment."""
     if options.n_trials < 1:
         raise InputError(f"--n-trials must be at least 1, got {options.n_trials}")
     if options.seed < 0:
@@ -138,6 +139,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed > MAX_SEED:
         raise InputError(f"--seed must be at most {MAX_SEED}, got {options.seed}")
     check_device(options.device)
+    options.env_kwargs = parse_env_kwargs(options.env_kwargs)
     if options.weights_only and options.vecnormalize is not None:
         raise InputError("--weights-only: VecNormalize statistics cannot be loaded without running the file's code")
     if options.calibrate and Path(options.model).suffix == ".npz":
@@ -150,8 +152,7 @@ def _calibrate(agent: LaplaceRecurrentPPO, options: argparse.Namespace) -> Poste
     """Set an agent's prior and noise, on other trials than those that it is judged on."""
     # Environment i is seeded with seed + i, so the next seeds would play some of the same trials
     seed = int(np.random.SeedSequence((options.seed, 1)).generate_state(1)[0]) % MAX_SEED
-    env_kwargs = parse_env_kwargs(options.env_kwargs)
-    env = make_env(options.env, options.n_trials, seed, env_kwargs, options.vecnormalize)
+    env = make_env(options.env, options.n_trials, seed, options.env_kwargs, options.vecnormalize)
     try:
         with input_errors():
             calibration = calibrate_posterior(agent, env, options.n_trials, options.deterministic, seed)
@@ -175,10 +176,9 @@ def _fit(agent: LaplaceRecurrentPPO, env: VecEnv) -> None:
         player_env(agent, env)
 
 
-def _play(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) -> PosteriorTrace:
-    """Play the same trials with every agent."""
-    env_kwargs = parse_env_kwargs(options.env_kwargs)
-    env = make_env(options.env, options.n_trials, options.seed, env_kwargs, options.vecnormalize)
+def _play(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) -> tuple[PosteriorTrace, Diagnosis]:
+    """Play the same trials with every agent, judge it and print the verdict."""
+    env = make_env(options.env, options.n_trials, options.seed, options.env_kwargs, options.vecnormalize)
     set_random_seed(options.seed)
     with warnings.catch_warnings(), input_errors():
         # Said below in a line of our own
@@ -188,8 +188,9 @@ def _play(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) ->
         n_complete = trace.complete.sum()
         print(f"Interrupted: going on with {n_complete} of {options.n_trials} trials.", file=sys.stderr)
     env.close()
-    print(f"{name} on {options.env}\n\n{diagnose(trace).table()}\n")
-    return trace
+    diagnosis = diagnose(trace)
+    print(f"{name} on {options.env}\n\n{diagnosis.table()}\n")
+    return trace, diagnosis
 
 
 def _evaluate_belief(name: str, agent: LaplaceRecurrentPPO, options: argparse.Namespace) -> dict[str, BeliefEvaluation]:
@@ -198,9 +199,8 @@ def _evaluate_belief(name: str, agent: LaplaceRecurrentPPO, options: argparse.Na
     # The oracle watches observations as they are
     if task not in ORACLE_TASKS or options.vecnormalize is not None or options.n_trials < MIN_BELIEF_TRIALS:
         return {}
-    env_kwargs = parse_env_kwargs(options.env_kwargs)
     with input_errors():
-        belief = evaluate_belief(agent, task, options.n_trials, options.seed, env_kwargs, options.deterministic)
+        belief = evaluate_belief(agent, task, options.n_trials, options.seed, options.env_kwargs, options.deterministic)
     print(f"Beside the exact belief: {belief.table()}\n")
     return {name: belief}
 
@@ -216,11 +216,11 @@ def _names(paths: Sequence[str]) -> list[str]:
 def _write(
     folder: Path,
     traces: dict[str, PosteriorTrace],
+    diagnoses: dict[str, Diagnosis],
     beliefs: dict[str, BeliefEvaluation],
     calibration: PosteriorCalibration | None,
 ) -> None:
     """Write traces and beliefs (but the first as ``trace-NAME.npz``), the diagnoses and the report."""
-    diagnoses = {name: diagnose(trace) for name, trace in traces.items()}
     written = []
     for i, (name, trace) in enumerate(traces.items()):
         written.append(folder / ("trace.npz" if i == 0 else f"trace-{name}.npz"))
