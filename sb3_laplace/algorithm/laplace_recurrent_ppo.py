@@ -236,7 +236,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             use_sde=self.use_sde,
             **self._complete_policy_kwargs(),
         ).to(self.device)
-        self._settle_prior()
+        self._settle_latent()
         if self.kl_coef is None:
             self.kl_coef = 0.0 if self.policy.latent_layer.is_point else DEFAULT_KL_COEF
         for term in self.loss_terms:

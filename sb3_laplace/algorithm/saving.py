@@ -42,7 +42,7 @@ class SavedPPO(PosteriorRollouts):
             kwargs["posterior_kwargs"] = {**(kwargs.get("posterior_kwargs") or {}), **self.posterior_settings}
         return kwargs
 
-    def _settle_prior(self) -> None:
+    def _settle_latent(self) -> None:
         """Record the size and prior of the latent layer, which :meth:`LatentPosterior.set_prior` may have changed."""
         layer = self.policy.latent_layer
         self.settled_latent_dim = self.policy._own_parameters["latent_dim"]
@@ -100,7 +100,7 @@ class SavedPPO(PosteriorRollouts):
         """
         if self.env is not None and self._last_obs is not None:
             self.was_normalized = self.get_vec_normalize_env() is not None
-        self._settle_prior()
+        self._settle_latent()
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
         settings.add_to_zip(buffer, self)

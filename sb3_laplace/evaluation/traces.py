@@ -97,7 +97,7 @@ class PosteriorTrace:
         (:class:`~sb3_laplace_envs.Trial`), shape (n_trials, n_episodes), float64; NaN where there was none, and for one
         that the trial's end cut short. By default trials are episodes: :attr:`returns`, (n_trials, 1).
     :param task_move: where the environment reports its task, ``|B (m_t - m_{t-1})|^2`` over the total variance of the
-        tasks, with the linear read-out ``B z + b`` of :mod:`sb3_laplace.readout`: how far the expected task moves. NaN
+        tasks, with the linear read-out ``B m + b`` of :mod:`sb3_laplace.readout`: how far the expected task moves. NaN
         where memory starts afresh; everywhere without a read-out, or (by default) in a trace of before there were any;
         and in trials that were forgotten (:class:`~sb3_laplace.evaluation.task_moves.TaskMoves`)
     :param task_expected_move: ``tr B (Sigma_{t-1} - Sigma_t) B^T`` over the same, the expectation of :attr:`task_move`

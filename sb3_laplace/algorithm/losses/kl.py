@@ -18,7 +18,7 @@ from sb3_laplace.vec_env.infos import ignored_steps
 
 # What log(kl_coef) moves by when moves are e times the claims or more, and its bounds
 _STEP = 0.2
-_LEAST, _MOST = 1e-6, 1.0
+_LEAST, _MOST = 1e-6, LatentBalance.largest
 #: The coefficient that "auto" starts from
 INITIAL_AUTO = 1e-4
 
