@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from agents import TASKS, make_agent
 from matplotlib.axes import Axes
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_laplace import BeliefEvaluation, LaplaceRecurrentPPO, calibrate_posterior, evaluate_belief, make_vec_env
 from sb3_laplace.plots.traces import COLORS, new_figure, set_log
 
-ENV_ID = "sb3_laplace/DirichletBandit-v0"
+ENV_ID = TASKS["bandit"][0]
 #: How an agent of each variant differs from the base: arguments of the algorithm, and keywords of the policy
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
@@ -120,29 +120,7 @@ class SaveAt(BaseCallback):
 def train(variant: str, seed: int, timesteps: int, out: Path) -> None:
     """Train one agent, and save it as VARIANT-SEED.zip."""
     arguments, policy_kwargs = VARIANTS[variant]
-    model = LaplaceRecurrentPPO(
-        "LaplaceLstmPolicy",
-        make_vec_env(ENV_ID, n_envs=256, seed=1000 * seed),
-        seed=seed,
-        device="cpu",
-        n_steps=50,
-        batch_size=1600,
-        n_epochs=4,
-        gamma=0.9,
-        learning_rate=LinearSchedule(2e-3, 2e-4, 1.0),
-        ent_coef=LinearSchedule(0.02, 0.0, 1.0),
-        policy_kwargs={
-            "lstm_hidden_size": 128,
-            "shared_lstm": True,
-            "enable_critic_lstm": False,
-            "net_arch": [64],
-            "latent_dim": 64,
-            "n_posterior_samples": 1,
-            "posterior_kwargs": {"prior_std": 1.0},
-            **policy_kwargs,
-        },
-        **arguments,
-    )
+    model = make_agent("bandit", seed, arguments, policy_kwargs)
     saved = {steps: out / f"{variant}@{steps}-{seed}.zip" for steps in SAVED_AT.get(variant, ())}
     model.learn(timesteps, callback=SaveAt(saved))
     model.save(out / f"{variant}-{seed}.zip")

@@ -11,90 +11,24 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from agents import TASKS, make_agent
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_laplace import LaplaceRecurrentPPO, MlpFeatures, diagnose, make_vec_env, posterior_trace
+from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
 
 #: Coefficients of the KL that are compared
 KL_COEFS: dict[str, Any] = {"fixed": 1e-4, "auto": "auto"}
 
-#: By task: environment, steps of training, arguments of the algorithm, keywords of the policy
-TASKS: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
-    "bandit": (
-        "sb3_laplace/DirichletBandit-v0",
-        2_000_000,
-        {
-            "n_steps": 50,
-            "batch_size": 1600,
-            "n_epochs": 4,
-            "gamma": 0.9,
-            "learning_rate": LinearSchedule(2e-3, 2e-4, 1.0),
-            "ent_coef": LinearSchedule(0.02, 0.0, 1.0),
-        },
-        {"net_arch": [64]},
-    ),
-    "grid": (
-        "sb3_laplace/GridNavigation-v0",
-        1_500_000,
-        {
-            "n_steps": 100,
-            "batch_size": 3200,
-            "n_epochs": 6,
-            "gamma": 0.95,
-            "learning_rate": LinearSchedule(2e-3, 2e-4, 1.0),
-            "ent_coef": LinearSchedule(0.02, 0.0, 1.0),
-        },
-        {"net_arch": [64]},
-    ),
-    "regression": (
-        "sb3_laplace/FourierRegression-v0",
-        1_300_000,
-        {
-            "n_steps": 50,
-            "batch_size": 1600,
-            "n_epochs": 6,
-            "learning_rate": LinearSchedule(4e-3, 0.0, 1.0),
-            "max_grad_norm": 1.0,
-            "target_coef": 1.0,
-            "policy_coef": 0.0,
-        },
-        {
-            "head_inputs": ("features",),
-            "features_extractor_class": MlpFeatures,
-            "features_extractor_kwargs": {"net_arch": [64, 64], "activation_fn": th.nn.SiLU},
-            "net_arch": [128, 128],
-            "activation_fn": th.nn.SiLU,
-            "ortho_init": False,
-            "log_std_init": -1.5,
-        },
-    ),
-}
+#: Environment steps of training
+TIMESTEPS = {"bandit": 2_000_000, "grid": 1_500_000, "regression": 1_300_000}
 
 
 def train(task: str, kl: str, seed: int, out: Path) -> None:
     """Train one agent, and save it as TASK-KL-SEED.zip."""
-    env_id, timesteps, arguments, policy_kwargs = TASKS[task]
     name = f"{task}-{kl}-{seed}"
-    model = LaplaceRecurrentPPO(
-        "LaplaceLstmPolicy",
-        make_vec_env(env_id, n_envs=256, seed=1000 * seed),
-        kl_coef=KL_COEFS[kl],
-        seed=seed,
-        device="cpu",
-        policy_kwargs={
-            "lstm_hidden_size": 128,
-            "shared_lstm": True,
-            "enable_critic_lstm": False,
-            "latent_dim": 64,
-            "n_posterior_samples": 1,
-            "posterior_kwargs": {"prior_std": 1.0},
-            **policy_kwargs,
-        },
-        **arguments,
-    )
+    model = make_agent(task, seed, {"kl_coef": KL_COEFS[kl]}, {})
     model.set_logger(configure(str(out / name), ["csv"]))
-    model.learn(timesteps)
+    model.learn(TIMESTEPS[task])
     model.save(out / f"{name}.zip")
 
 

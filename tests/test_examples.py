@@ -26,6 +26,12 @@ def run(script: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
+@pytest.fixture(autouse=True)
+def folder_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python looks first when a script is run."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
 def load(script: str) -> Any:
     """The script as a module, whose settings can be made smaller than its arguments allow."""
     specification = importlib.util.spec_from_file_location(Path(script).stem, EXAMPLES / script)
@@ -101,6 +107,19 @@ def test_regression_learns_from_targets(tmp_path: Path) -> None:
     model = LaplaceRecurrentPPO.load(tmp_path / "laplace-diagonal-0.zip", device="cpu")
     evaluation = evaluate_regression(model, 500, (3, 5, 10, 30), 30, n_posterior_samples=0)
     assert (evaluation.agent["mse"].mean(0) < [0.32, 0.22, 0.09, 0.02]).all()
+
+
+def test_consistency(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load("consistency.py")
+    study.TIMESTEPS = dict.fromkeys(study.TIMESTEPS, 1)
+    for kl in study.KL_COEFS:
+        study.main(["train", "bandit", kl, "--seed", "1", "--out", str(tmp_path)])
+    study.main(["evaluate", "--trials", "40", "--out", str(tmp_path)])
+    files = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(files) == {"bandit-fixed-1", "bandit-auto-1"}
+    assert files["bandit-fixed-1"]["kl_multiplier"] is None
+    assert 1e-6 <= files["bandit-auto-1"]["kl_multiplier"] <= 0.02
+    assert len(re.findall("bandit-(?:auto|fixed)-1 (?:sampled|mode) return=", capsys.readouterr().out)) == 4
 
 
 def test_belief_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
