@@ -119,14 +119,22 @@ def reported_tasks(env: VecEnv) -> np.ndarray | None:
     """The present tasks of all environments, shape (n_envs, ...), a copy; None where they report none.
 
     An environment reports its task by an attribute ``task``, a finite array of numbers of the same shape throughout.
+    Where that is not what observations are linear in, as the phases of a sum of cosines, it may have another,
+    ``task_descriptor``, in which a belief is rather to be read: this one then counts.
 
     :param env: the environments
     """
+    descriptors = _numbers(env, "task_descriptor")
+    return _numbers(env, "task") if descriptors is None else descriptors
+
+
+def _numbers(env: VecEnv, name: str) -> np.ndarray | None:
+    """An attribute of all environments, None where one lacks it or it is no finite array of numbers."""
     # Asked for an attribute that it lacks, the environment of a worker process would end it
-    if not env.has_attr("task"):
+    if not env.has_attr(name):
         return None
     try:
-        tasks = np.stack([np.asarray(task) for task in env.get_attr("task")])
+        tasks = np.stack([np.asarray(task) for task in env.get_attr(name)])
     except (AttributeError, TypeError, ValueError):
         return None
     if tasks.dtype.kind not in "biuf" or not tasks.size or not np.isfinite(tasks).all():

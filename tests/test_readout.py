@@ -126,15 +126,14 @@ def test_no_task() -> None:
 class Reporting:
     """What a VecEnv says of its tasks."""
 
-    def __init__(self, *tasks: Any) -> None:
-        self.tasks = tasks
+    def __init__(self, *tasks: Any, **others: Any) -> None:
+        self.attributes = {"task": tasks, **others}
 
     def has_attr(self, name: str) -> bool:
-        return name == "task"
+        return name in self.attributes
 
     def get_attr(self, name: str) -> list[Any]:
-        assert name == "task"
-        return list(self.tasks)
+        return list(self.attributes[name])
 
 
 @pytest.mark.parametrize(
@@ -149,3 +148,25 @@ def test_what_is_no_task(tasks: tuple[Any, Any]) -> None:
 def test_what_is_a_task(tasks: tuple[Any, Any]) -> None:
     env: Any = Reporting(*tasks)
     np.testing.assert_array_equal(reported_tasks(env), np.array(tasks))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: make_vec_env("sb3_laplace/FourierRegression-v0", n_envs=n, seed=0),
+        lambda n: sb3_make_vec_env("sb3_laplace/FourierRegression-v0", n_envs=n, seed=0),
+    ],
+)
+def test_functions_are_read_by_what_they_are_linear_in(make: Any) -> None:
+    env = make(3)
+    env.reset()
+    tasks = reported_tasks(env)
+    assert tasks is not None
+    np.testing.assert_array_equal(tasks, np.stack(env.get_attr("coefficients")))
+    assert len(np.unique(tasks, axis=0)) == 3
+
+
+@pytest.mark.parametrize(("descriptor", "counts"), [((0.5, 1.5), True), ((np.nan, 1.0), False), ((None, None), False)])
+def test_a_descriptor_counts_before_the_task_if_it_is_numbers(descriptor: tuple[Any, Any], counts: bool) -> None:
+    env: Any = Reporting(3, 4, task_descriptor=descriptor)
+    np.testing.assert_array_equal(reported_tasks(env), np.array(descriptor if counts else (3, 4)))

@@ -96,6 +96,11 @@ class FourierRegressionVectorEnv(TrialVectorEnv):
         """The tasks' coefficients in `fourier_basis`, (num_envs, 1 + 2 n_frequencies): a copy."""
         return self._coefficients.copy()
 
+    @property
+    def task_descriptor(self) -> NDArray[np.float64]:
+        """What a belief about the tasks is read as: y is linear in the coefficients, not in phases and shift."""
+        return self.coefficients
+
     def evaluate(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """The present tasks' y at any points.
 
@@ -224,7 +229,8 @@ class FourierRegressionEnv(TrialEnv):
     `reset(options={"task": task})` fixes the function until the next reset. A task is the array
     `[a_0, ..., a_n, phi_1, ..., phi_n, s]` of shape `(2 * n_frequencies + 2,)`, or a batch of them
     `(num_envs, ...)`. The amplitudes must lie in their range; the others only have to be finite. The
-    attribute `task` holds the present trial's in the same shape.
+    attribute `task` holds the present trial's in the same shape, `task_descriptor` the coefficients of y in
+    `[1, cos(pi x), sin(pi x), cos(2 pi x), ...]`, in which y is linear.
 
     ## Version History
 
@@ -243,6 +249,11 @@ class FourierRegressionEnv(TrialEnv):
     def coefficients(self) -> NDArray[np.float64]:
         """The task's coefficients in `fourier_basis`, (1 + 2 n_frequencies,): a copy."""
         return self.batch.coefficients[0]
+
+    @property
+    def task_descriptor(self) -> NDArray[np.float64]:
+        """What a belief about the task is read as: the coefficients."""
+        return self.coefficients
 
     def evaluate(self, x: NDArray[Any]) -> NDArray[np.float64]:
         """The present task's y at points (n_points,)."""
