@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, make_vec_env
 from sb3_laplace.cli.agents import load_agent, make_env, parse_env_kwargs
 from sb3_laplace.cli.main import main
+from sb3_laplace.errors import InputError
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from tests.helpers import RandomEnv
 
@@ -167,7 +168,7 @@ def test_a_calibration_that_fails_keeps_what_was_played(
 
     monkeypatch.setattr("sb3_laplace.cli.diagnose.calibrate_posterior", interrupted)
     assert run(folder / "ours.zip", *env, "--out", tmp_path / "b") == 130
-    assert "Interrupted: not calibrated." in capsys.readouterr().err
+    assert "Interrupted: going on with what has been played." in capsys.readouterr().err
     for out in "ab":
         assert PosteriorTrace.load(tmp_path / out / "trace.npz").complete.all()
         assert list(json.loads((tmp_path / out / "diagnosis.json").read_text())) == ["agents"]
@@ -335,6 +336,25 @@ def test_an_interrupt_keeps_what_was_collected(folder: Path, tmp_path: Path, cap
     assert trace.n_trials == 48
     assert (tmp_path / "report.html").exists()
     assert len(json.loads((tmp_path / "diagnosis.json").read_text())["agents"]) == 1
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, InputError("no belief")])
+def test_what_was_played_outlives_its_belief(
+    failure: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The belief comes after the trials; with --calibrate the agent is not calibrated then."""
+
+    def evaluate(*_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("sb3_laplace.cli.diagnose.evaluate_belief", evaluate)
+    options = ("--env", BANDIT, "--env-kwargs", "trial_length=5", "--calibrate", "--out", tmp_path)
+    assert run(folder / "ours.zip", *options) == (130 if failure is KeyboardInterrupt else 2)
+    expected = "Interrupted: going on with" if failure is KeyboardInterrupt else "error: no belief"
+    assert expected in capsys.readouterr().err
+    assert PosteriorTrace.load(tmp_path / "trace.npz").complete.all()
+    assert list(json.loads((tmp_path / "diagnosis.json").read_text())) == ["agents"]
+    assert not list(tmp_path.glob("*.zip"))
 
 
 def test_an_interrupt_before_anything(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: Any) -> None:

@@ -98,36 +98,49 @@ def _diagnose(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError(f"--out: {error}") from error
 
-    traces: dict[str, PosteriorTrace] = {}
-    diagnoses: dict[str, Diagnosis] = {}
-    beliefs: dict[str, BeliefEvaluation] = {}
-    for name, agent in agents.items():
-        traces[name], diagnoses[name] = _play(name, agent, options)
-        if traces[name].interrupted:
-            break
-        beliefs.update(_evaluate_belief(name, agent, options))
-    is_interrupted = any(trace.interrupted for trace in traces.values())
-    calibration, problem = None, None
-    if options.calibrate and not is_interrupted:
-        # Whatever happens, what was played before is kept
-        try:
+    results = _Results(options)
+    calibration, problem, source = None, None, ""
+    # Whatever happens, what was played before is kept
+    try:
+        for name, agent in agents.items():
+            results.add(name, agent)
+        if options.calibrate and not results.is_interrupted:
+            source = "--calibrate: "
             calibration = _calibrate(loaded[0], options)
-            traces[calibrated], diagnoses[calibrated] = _play(calibrated, loaded[0], options)
-            is_interrupted = traces[calibrated].interrupted
-            beliefs.update({} if is_interrupted else _evaluate_belief(calibrated, loaded[0], options))
             with input_errors():
                 loaded[0].save(folder / f"{calibrated}.zip")
             print(f"Calibrated model: {folder / f'{calibrated}.zip'}")
-        except InputError as error:
-            problem = InputError(f"--calibrate: {error}")
-        except KeyboardInterrupt:
-            print("Interrupted: not calibrated.", file=sys.stderr)
-            is_interrupted = True
-    with input_errors():
-        _write(folder, traces, diagnoses, beliefs, calibration)
+            results.add(calibrated, loaded[0])
+    except InputError as error:
+        problem = InputError(f"{source}{error}")
+    except KeyboardInterrupt:
+        print("Interrupted: going on with what has been played.", file=sys.stderr)
+        results.is_interrupted = True
+    if results.traces:
+        with input_errors():
+            _write(folder, results, calibration)
     if problem is not None:
         raise problem
-    return INTERRUPTED if is_interrupted else 0
+    return INTERRUPTED if results.is_interrupted else 0
+
+
+class _Results:
+    """What has been played and found so far, by the agents' names; after an interruption nothing more is added."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.traces: dict[str, PosteriorTrace] = {}
+        self.diagnoses: dict[str, Diagnosis] = {}
+        self.beliefs: dict[str, BeliefEvaluation] = {}
+        self.is_interrupted = False
+
+    def add(self, name: str, agent: LaplaceRecurrentPPO) -> None:
+        if self.is_interrupted:
+            return
+        self.traces[name], self.diagnoses[name] = _play(name, agent, self._options)
+        self.is_interrupted = self.traces[name].interrupted
+        if not self.is_interrupted:
+            self.beliefs.update(_evaluate_belief(name, agent, self._options))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -213,29 +226,23 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _write(
-    folder: Path,
-    traces: dict[str, PosteriorTrace],
-    diagnoses: dict[str, Diagnosis],
-    beliefs: dict[str, BeliefEvaluation],
-    calibration: PosteriorCalibration | None,
-) -> None:
+def _write(folder: Path, results: _Results, calibration: PosteriorCalibration | None) -> None:
     """Write traces and beliefs (but the first as ``trace-NAME.npz``), the diagnoses and the report."""
     written = []
-    for i, (name, trace) in enumerate(traces.items()):
+    for i, (name, trace) in enumerate(results.traces.items()):
         written.append(folder / ("trace.npz" if i == 0 else f"trace-{name}.npz"))
         trace.save(written[-1])
-        if name in beliefs:
+        if name in results.beliefs:
             written.append(folder / ("belief.csv" if i == 0 else f"belief-{name}.csv"))
-            beliefs[name].to_csv(written[-1])
+            results.beliefs[name].to_csv(written[-1])
     written.append(folder / "diagnosis.json")
-    document: dict[str, Any] = {"agents": {name: diagnosis.to_dict() for name, diagnosis in diagnoses.items()}}
+    document: dict[str, Any] = {"agents": {name: diagnosis.to_dict() for name, diagnosis in results.diagnoses.items()}}
     if calibration is not None:
         document["calibration"] = calibration.to_dict()
     written[-1].write_text(json.dumps(document, indent=2), encoding="utf-8")
     try:
         table = None if calibration is None else calibration.table()
-        write_report(folder / "report.html", traces, diagnoses, beliefs, table)
+        write_report(folder / "report.html", results.traces, results.diagnoses, results.beliefs, table)
         written.append(folder / "report.html")
     except ImportError as error:
         print(f"sb3-laplace: no report: {error}", file=sys.stderr)
