@@ -28,7 +28,7 @@ def plot_learning_curves(curves: Mapping[str, Mapping[str, Mapping[str, Sequence
             steps, mean, low, high = (np.array(curve[name], dtype=float) for name in ("steps", "mean", "low", "high"))
             known = np.isfinite(mean)
             panel.plot(steps[known], mean[known], color=color, linewidth=1.4, label=agent)
-            panel.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            panel.fill_between(steps[known], low[known], high[known], color=color, alpha=0.15, linewidth=0)
         panel.set_title(env_id, fontsize="medium")
         panel.set_xlabel("steps", fontsize="small")
         panel.set_ylabel("return", fontsize="small")

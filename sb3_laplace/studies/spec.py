@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+
+# Registers RL Zoo's environments
+import rl_zoo3.import_envs  # noqa: F401
 import yaml
 
 from sb3_laplace.errors import InputError
@@ -304,8 +307,8 @@ def _seeds(given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _baseline(given: Any, agents: Iterable[str]) -> str | None:
-    if given is not None and given not in agents:
+def _baseline(given: Any, agents: Mapping[str, Agent]) -> str | None:
+    if given is not None and given not in list(agents):
         raise InputError(
             f"baseline: there is no row {given!r} among the agents{closest(str(given), agents)}; "
             f"known are {', '.join(agents)}"

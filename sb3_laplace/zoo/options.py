@@ -106,7 +106,8 @@ def import_packages(packages: Iterable[str], source: str) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
+            # Of names that are none, the last two
             raise InputError(f"{source} {package}: {error}") from error
 
 
