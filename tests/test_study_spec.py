@@ -1,6 +1,7 @@
 """The file of a study: what is read, and what is refused before anything is run."""
 
 import contextlib
+import json
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from sb3_laplace.errors import InputError
 from sb3_laplace.studies.evaluations import EVALUATIONS
+from sb3_laplace.studies.runs import resolve
 from sb3_laplace.studies.spec import ALGORITHMS, Agent, parse_spec, read_spec
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
+ROOT = Path(__file__).parent.parent
 GOOD: dict[str, Any] = {
     "agents": {
         "laplace": {"algorithm": "laplace_ppo_lstm", "policy": {"latent_dim": 8}},
@@ -146,6 +149,26 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     assert spec.steps == 2000
     arguments = {"kl_coef": 1e-4, "learning_rate": "lin_1e-3"}
     assert spec.agents["laplace_ppo_lstm"] == Agent("laplace_ppo_lstm", arguments=arguments)
+
+
+def test_the_example_in_the_documentation(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "studies.md").read_text("utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    path = tmp_path / "study.yml"
+    path.write_text(example)
+    spec = read_spec(path)
+    assert len(resolve(spec)) == 3 * 2 * 3
+    # "the settings below are the defaults"
+    assert all(settings == EVALUATIONS[name].defaults for name, settings in spec.evaluations.items())
+    assert f"regression: {json.dumps(EVALUATIONS['regression'].defaults)}".replace('"', "") in example
+    assert spec.agents["after"].calibrate is not None
+    assert spec.environments[BANDIT].env_kwargs == {"concentration": 0.3}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "zoo_configs" / "studies").glob("*.yml")), ids=lambda path: path.name)
+def test_the_studies_that_come_with_it(path: Path) -> None:
+    spec = read_spec(path)
+    assert len({run.name for run in resolve(spec)}) == len(spec.agents) * len(spec.environments) * len(spec.seeds)
 
 
 NAMES = st.from_regex(re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,8}"), fullmatch=True)
