@@ -45,7 +45,8 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
         # A folder without __init__.py would be importable from the repository and missing here
         assert {str(Path(module).parent / "__init__.py") for module in modules} <= modules
         expected |= modules
-    expected |= {f"sb3_laplace/zoo/configs/{path.name}" for path in (ROOT / "zoo_configs").rglob("*.yml")}
+    configs = ROOT / "zoo_configs"
+    expected |= {f"sb3_laplace/zoo/configs/{path.relative_to(configs).as_posix()}" for path in configs.rglob("*.yml")}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert found == expected
 

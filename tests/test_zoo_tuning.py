@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
@@ -17,6 +18,7 @@ from sb3_laplace.cli.main import main
 from sb3_laplace.zoo import search_spaces, storage
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS
 from sb3_laplace.zoo.search_spaces import fit_to_configuration, register_search_spaces
+from sb3_laplace.zoo.trials import SeedOfTrial
 
 BANDIT = "sb3_laplace/DirichletBandit-v0"
 BANDIT_NAME = "sb3_laplace-DirichletBandit-v0"
@@ -159,3 +161,64 @@ def test_a_storage_that_is_none(url: str, workplace: Path, capsys: pytest.Captur
 def test_an_algorithm_without_search_space(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "--algo", "crossq", "--env", "Pendulum-v1", "--n-trials", "1"]) == 2
     assert "crossq has no search space" in capsys.readouterr().err
+
+
+# -- several seeds -------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_the_mean_over_its_seeds(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each agent has the trial's hyperparameters and environments of its own."""
+    trained: list[tuple[Any, ...]] = []
+
+    def objective(manager: Any, trial: Any) -> float:
+        rate = trial.suggest_float("learning_rate", 1e-5, 1.0)
+        trained.append((manager.seed, rate, trial.number))
+        for step in (1, 2):
+            trial.report(10.0 * len(trained) + step, step)
+        return float(len(trained))
+
+    monkeypatch.setattr(ExperimentManager, "objective", objective)
+    assert tune("--n-trials", 1, "--n-seeds", 3, "--seed", 5, "--n-evaluations", 2) == 0
+    (trial,) = load_study().trials
+    assert trial.value == 2.0
+    assert [seed for seed, _, _ in trained] == [5, 10_005, 20_005]
+    assert {rate for _, rate, _ in trained} == {trial.params["learning_rate"]}
+    assert [number for _, _, number in trained] == ["0_seed_0", "0_seed_1", "0_seed_2"]
+    # 11, 12; then the means of 11 and 21, 12 and 22; then with 31 and 32 too
+    assert trial.intermediate_values == {1: 11.0, 2: 12.0, 3: 16.0, 4: 17.0, 5: 21.0, 6: 22.0}
+
+
+def test_trials_of_several_seeds_train_and_are_pruned(workplace: Path) -> None:
+    assert tune("--n-trials", 3, "--n-seeds", 2, "--pruner", "none") == 0
+    trials = load_study().trials
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert all(set(trial.intermediate_values) == {1, 2} for trial in trials)
+
+
+def test_a_seed_that_is_worse_than_others_prunes_its_trial() -> None:
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+
+    def play(returns: tuple[float, float]) -> bool:
+        trial, before = study.ask(), []  # type: ignore[var-annotated]
+        for number, value in enumerate(returns):
+            seed = SeedOfTrial(trial, number, 1, before)
+            seed.report(value, 1)
+            if seed.should_prune():
+                study.tell(trial, state=TrialState.PRUNED)
+                return True
+            before.append(seed.evaluations)
+        study.tell(trial, sum(returns) / 2)
+        return False
+
+    assert not play((5.0, 5.0))
+    assert play((4.0, 100.0))
+    # Means over two seeds are compared with such: 5.5 with 5
+    assert not play((9.0, 2.0))
+    # As good as the median of first seeds, but 2.5 in the mean where the median is 5.25
+    assert play((5.0, 0.0))
+
+
+def test_seeds_that_are_none(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune("--n-seeds", 0) == 2
+    assert "--n-seeds must be at least 1, got 0" in capsys.readouterr().err
+    assert main(["train", *AGENT, "--n-seeds", "2"]) == 2

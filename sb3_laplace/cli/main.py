@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from sb3_laplace.cli.diagnose import INTERRUPTED, add_diagnose
+from sb3_laplace.cli.study import add_study
 from sb3_laplace.errors import InputError
 from sb3_laplace.options import OneLineParser
 from sb3_laplace.version import __version__
@@ -25,6 +26,8 @@ _EXAMPLES = """examples:
   sb3-laplace plot train -a laplace_ppo_lstm -e sb3_laplace/DirichletBandit-v0 -f logs
   sb3-laplace diagnose MODEL.zip --env sb3_laplace/DirichletBandit-v0
   sb3-laplace diagnose MODEL.zip --env sb3_laplace/DirichletBandit-v0 --calibrate
+  sb3-laplace study run STUDY.yml --workers 2
+  sb3-laplace study report studies/STUDY
 
 sb3-laplace COMMAND --help says what a command takes."""
 #: Exit code of an error of the user's
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _ZOO_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     add_diagnose(commands)
+    add_study(commands)
     return parser
 
 

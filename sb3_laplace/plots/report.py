@@ -10,7 +10,8 @@ from sb3_laplace.evaluation.diagnostics import Diagnosis
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.version import __version__
 
-_STYLE = """
+#: Style sheet of a page that stands alone
+STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1a1a1a; background: #fff;
@@ -114,12 +115,12 @@ def write_report(
     for name, title, caption in _PLOTS:
         figure = getattr(plots, name)(traces)
         if figure is not None:
-            parts.append(_figure(title, caption, plots.to_data_uri(figure)))
+            parts.append(figure_html(title, caption, plots.to_data_uri(figure)))
     figure = plots.ratios(diagnoses)
     if figure is not None:
         title = "Moved over claimed, by part of a trial"
         caption = "On the dotted line a posterior moves as much as it claims to; bars are confidence intervals."
-        parts.append(_figure(title, caption, plots.to_data_uri(figure)))
+        parts.append(figure_html(title, caption, plots.to_data_uri(figure)))
     examples = []
     for name, trace in traces.items():
         figure = plots.example_trials(trace)
@@ -130,7 +131,7 @@ def write_report(
                 "square on; ellipses of one standard deviation at steps ever further apart (hard to see if the belief "
                 "moves by many of them)."
             )
-            examples.append(_figure(title, caption, plots.to_data_uri(figure)))
+            examples.append(figure_html(title, caption, plots.to_data_uri(figure)))
     names = ", ".join(traces)
     page = "\n".join(
         (
@@ -138,7 +139,7 @@ def write_report(
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(names)}: posterior report</title>",
-            f"<style>{_STYLE}</style></head><body>",
+            f"<style>{STYLE}</style></head><body>",
             f"<h1>{html.escape(names)}</h1>",
             f"<p>{html.escape(_summary(traces))}</p>",
             "<h2>Verdict</h2>",
@@ -235,7 +236,7 @@ def _beliefs(beliefs: Mapping[str, BeliefEvaluation]) -> list[str]:
     )
     return [
         "<h2>Beside the exact belief</h2>",
-        _figure("Belief about the task", caption, to_data_uri(plot_belief(beliefs))),
+        figure_html("Belief about the task", caption, to_data_uri(plot_belief(beliefs))),
         *tables,
     ]
 
@@ -262,7 +263,13 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _figure(title: str, caption: str, source: str) -> str:
+def figure_html(title: str, caption: str, source: str) -> str:
+    """A figure with its caption as HTML.
+
+    :param title: its title, text
+    :param caption: what it shows, text
+    :param source: the image, a data URI
+    """
     title, caption = html.escape(title), html.escape(caption)
     return (
         f'<figure><img src="{source}" alt="{title}. {caption}">'

@@ -15,6 +15,15 @@ from sb3_laplace.zoo.options import check_enjoying, check_training
 from sb3_laplace.zoo.programs import run_program
 from sb3_laplace.zoo.search_spaces import register_search_spaces
 
+_TUNE_OPTIONS: dict[str, dict[str, Any]] = {
+    "--n-seeds": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "Number of agents that a trial trains, each in environments of another seed; its value is their mean",
+    }
+}
+
 
 def run(command: str, arguments: Sequence[str]) -> int:
     """Run one of RL Zoo's programs.
@@ -45,7 +54,7 @@ def _tune(arguments: list[str]) -> None:
         options.study_name = options.study_name or env_name
 
     rl_zoo3.train.ExperimentManager = LaplaceExperimentManager  # type: ignore[misc]
-    run_program(rl_zoo3.train.train, "tune", ["-optimize", *arguments], prepare)
+    run_program(rl_zoo3.train.train, "tune", ["-optimize", *arguments], prepare, _TUNE_OPTIONS)
 
 
 def _enjoy(arguments: list[str]) -> None:

@@ -37,6 +37,7 @@ from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
+from sb3_laplace.zoo.trials import SeedOfTrial, mean_over_seeds
 from sb3_laplace_envs.wrappers import Trial
 
 # RL Zoo evaluates the policy_kwargs of a configuration with the names of its own module, of which nn is one
@@ -59,6 +60,8 @@ _CONFIGURATION_ERRORS = (
     ValueError,
     yaml.YAMLError,
 )
+# Between the environments' seeds of two agents of a trial: environment i has the agent's and i
+_BETWEEN_SEEDS = 10_000
 # Options that can be what is wrong with a configuration, by the attribute that holds them
 _OPTIONS = {
     "custom_hyperparams": "-params",
@@ -80,6 +83,7 @@ class LaplaceExperimentManager(ExperimentManager):
       the progress they had reached.
       Any other ``-i`` starts a new run with that agent, as RL Zoo does.
     - Sampled hyperparameters replace only their own part of the configuration.
+    - Trials of a search can be means over several seeds (``--n-seeds``).
 
     :raises InputError: from :meth:`setup_experiment`, :meth:`learn`, :meth:`save_trained_model` and
         :meth:`hyperparameters_optimization`, if what the user asks for cannot be done
@@ -103,6 +107,7 @@ class LaplaceExperimentManager(ExperimentManager):
             self.eval_env_kwargs = self.eval_env_kwargs or self.env_kwargs
             # Not the tasks and the noise of the run's beginning once more
             self.seed = (self.seed + self._checkpoint.n_steps) % 2**32
+        self._n_seeds: int = getattr(args, "n_seeds", 1)
         self._failure: InputError | None = None
         self._before = copy.copy(self)
 
@@ -370,7 +375,9 @@ class LaplaceExperimentManager(ExperimentManager):
 
     def objective(self, trial: optuna.Trial) -> float:
         try:
-            return super().objective(trial)
+            if self._n_seeds == 1:
+                return super().objective(trial)
+            return mean_over_seeds(trial, self._n_seeds, self.n_evaluations, self._train_seed)
         except (InputError, *_CONFIGURATION_ERRORS) as error:
             if isinstance(error, InputError):
                 self._failure = error
@@ -383,6 +390,13 @@ class LaplaceExperimentManager(ExperimentManager):
         # What failed once will always; with this value Optuna files the trial as failed, and shows no traceback
         trial.study.stop()
         return math.nan
+
+    def _train_seed(self, number: int, trial: SeedOfTrial) -> float:
+        """RL Zoo's objective in environments of another seed."""
+        # A copy: other trials may be under way in other threads
+        manager = copy.copy(self)
+        manager.seed = (self.seed + number * _BETWEEN_SEEDS) % 2**32
+        return ExperimentManager.objective(manager, trial)  # type: ignore[arg-type]
 
     def _sample_within_configuration(
         self, sample: Callable[..., dict[str, Any]], trial: optuna.Trial, n_actions: int, n_envs: int, others: dict

@@ -96,12 +96,23 @@ def closest(name: str, known: Iterable[str]) -> str:
     return f", you maybe meant {matches[0]}?" if matches else ""
 
 
-def _check_common(options: argparse.Namespace) -> None:
-    for package in options.gym_packages:
+def import_packages(packages: Iterable[str], source: str) -> None:
+    """Import modules that register environments.
+
+    :param packages: their names
+    :param source: what named them, for messages
+    :raises InputError: if one cannot be imported
+    """
+    for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(f"--gym-packages {package}: {error}") from error
+        except (ImportError, TypeError, ValueError) as error:
+            # Of names that are none, the last two
+            raise InputError(f"{source} {package}: {error}") from error
+
+
+def _check_common(options: argparse.Namespace) -> None:
+    import_packages(options.gym_packages, "--gym-packages")
     if options.algo not in ALGOS:
         known = f"; known are {', '.join(sorted(ALGOS))}"
         raise InputError(f"there is no algorithm {options.algo!r}{closest(options.algo, ALGOS) or known}")

@@ -1,7 +1,7 @@
 """RL Zoo's programs as functions: their options are looked at here before they do anything."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,7 @@ _LEAST: dict[str, int] = {
     "n_eval_envs": 1,
     "n_evaluations": 1,
     "n_jobs": 1,
+    "n_seeds": 1,
     "n_startup_trials": 0,
     "n_timesteps": 1,
     "n_trials": 1,
@@ -37,19 +38,29 @@ _LEAST: dict[str, int] = {
 _OTHERS = {"log_interval": (-2,), "n_jobs": (-1,)}
 
 
-def run_program(program: Callable[[], None], name: str, words: Sequence[str], prepare: Prepare) -> None:
+def run_program(
+    program: Callable[[], None],
+    name: str,
+    words: Sequence[str],
+    prepare: Prepare,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Run one of RL Zoo's programs with a parser of ours, which its own code fills with its options.
 
     :param program: the program, a function that reads the command line
     :param name: what follows ``sb3-laplace``
     :param words: the arguments
     :param prepare: checks the options, and completes them
+    :param options: options of ours, with what ``add_argument`` takes
     :raises InputError: if the options are wrong
     """
     module = program.__globals__
 
     def parser(description: str | None = None) -> _Parser:
-        return _Parser(name, words, prepare, description)
+        made = _Parser(name, words, prepare, description)
+        for option, settings in (options or {}).items():
+            made.add_argument(option, **settings)
+        return made
 
     ours: dict[str, Any] = {"argparse": SimpleNamespace(**{**vars(argparse), "ArgumentParser": parser})}
     if "StoreDict" in module:
