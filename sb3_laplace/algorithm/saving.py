@@ -13,12 +13,12 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_laplace.algorithm import settings
 from sb3_laplace.algorithm.losses import RewardTerm
-from sb3_laplace.algorithm.rollout import PosteriorRollouts
+from sb3_laplace.algorithm.parallel import ParallelRollouts
 
 SelfSavedPPO = TypeVar("SelfSavedPPO", bound="SavedPPO")
 
 
-class SavedPPO(PosteriorRollouts):
+class SavedPPO(ParallelRollouts):
     """RecurrentPPO with a posterior, whose zips hold what a later version needs, and can be loaded without pickle."""
 
     #: Keywords of the posterior that are settled when the model is built, or calibrated
@@ -146,7 +146,7 @@ class SavedPPO(PosteriorRollouts):
         policy_kwargs = kwargs.get("policy_kwargs", values["policy_kwargs"])
         if policy_kwargs != values["policy_kwargs"]:
             raise ValueError(f"policy_kwargs are {values['policy_kwargs']} in the file, got {policy_kwargs}.")
-        model = cls(values.pop("policy"), None, device=device, _init_setup_model=False)  # type: ignore[arg-type]
+        model = cls(values.pop("policy"), None, device=device, _init_setup_model=False)
         for name, value in {**values, **kwargs}.items():
             setattr(model, settings.ATTRIBUTES.get(name, name), value)
         if env is not None:
