@@ -74,7 +74,7 @@ class RewardTerm(LossTerm):
 
     def begin_update(self) -> None:
         super().begin_update()
-        if self.is_stored:
+        if self.is_stored and distributed.size() > 1:
             # One likelihood for all ranks, whichever has seen a reward that is neither 0 nor 1
             self.decoder.gaussian.fill_(any(distributed.gather(bool(self.decoder.gaussian))))
         self._window = check_decode_window(self.algorithm.decode_window)  # type: ignore[attr-defined]
