@@ -126,13 +126,14 @@ class TaskEncoder:
         one_hot = np.eye(len(self._seen) + 1, len(self._seen))
         return one_hot[np.asarray(columns)[index.reshape(-1)]]
 
-    def distinct(self, tasks: np.ndarray) -> np.ndarray:
-        """The distinct tasks of a batch that are choices, in order, shape (m, P); none of real numbers.
+    @staticmethod
+    def distinct(tasks: np.ndarray) -> np.ndarray | None:
+        """The distinct tasks of a batch, in order, shape (m, P); None for those of real numbers, which are no choices.
 
         :param tasks: shape (n, ...)
         """
         flat = tasks.reshape(len(tasks), -1)
-        return np.unique(flat, axis=0) if flat.dtype.kind in "biu" else flat[:0]
+        return np.unique(flat, axis=0) if flat.dtype.kind in "biu" else None
 
     def _column(self, task: tuple[int, ...]) -> int:
         if task not in self._seen and len(self._seen) >= _MAX_CHOICES:

@@ -30,9 +30,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
+from sb3_laplace.algorithm.losses.consistency import LatentBalance, TaskBalance
 from sb3_laplace.algorithm.parallel import loss_of_all_ranks
 from sb3_laplace.algorithm.rank_callbacks import GlobalProgressBarCallback
+from sb3_laplace.posteriors import PosteriorStep
 from tests.helpers import RandomEnv
+from tests.test_balance import conjugate
 from tests.test_not_finite import BrokenEnv
 
 N_STEPS, SEQUENCE_LENGTH = 13, 5
@@ -101,6 +104,38 @@ def same_data(folder: Path) -> Any:
     rank = distributed.rank()
     part_of(given["buffer"], model.rollout_buffer, slice(8 * rank, 8 * rank + 8))
     return {name: gradient(model, ranks[rank]) for name, ranks in MINIBATCHES.items()}
+
+
+# -- the ratio that kl_coef="auto" follows ------------------------------------------------------------------
+
+
+def ratios(envs: slice) -> dict[str, list[float | None]]:
+    """Moves over claims in two rollouts of these of 60 environments, with the other ranks' of theirs."""
+    steps, numbers = conjugate(60, 6, overconfidence=3.0)
+    choices = (numbers > 0).astype(np.int64)
+    cases = {"latent": (LatentBalance, None), "numbers": (TaskBalance, numbers), "choices": (TaskBalance, choices)}
+    found: dict[str, list[float | None]] = {}
+    for name, (kind, tasks) in cases.items():
+        n_envs = len(numbers[envs])
+        balance = kind(n_envs, 6, seed=0)
+        for _ in range(2):
+            balance.begin()
+            for t, step in enumerate(steps):
+                index = th.arange(60)[envs]
+                part = PosteriorStep(step.posterior[index], step.previous[index], ())
+                balance.add(part, np.full(n_envs, t), None if tasks is None else tasks[envs])
+            found.setdefault(name, []).append(balance.log_ratio())
+        # On a rollout of one rank alone, too
+        balance.begin()
+        if distributed.rank() == 0 and n_envs:
+            balance.add(part, np.full(n_envs, 5), None if tasks is None else tasks[envs])
+        found[name].append(balance.log_ratio())
+    return found
+
+
+def balances(folder: Path) -> Any:
+    distributed.join(th.device("cpu"))
+    return ratios(slice(0, 20) if distributed.rank() == 0 else slice(20, 60))
 
 
 # -- whole runs ---------------------------------------------------------------------------------------------

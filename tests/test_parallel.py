@@ -21,6 +21,7 @@ from tests.parallel_worker import (
     gradient_model,
     progress_bars,
     random_envs,
+    ratios,
     small_model,
     summary,
 )
@@ -29,8 +30,8 @@ from tests.test_laplace_recurrent_ppo import collect
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no torch.distributed")
 ROOT = Path(__file__).parent.parent
 SCENARIOS = (
-    *("same_data", "whole_run", "unseeded", "latent_balance", "stopped", "early", "reward_kinds", "failing"),
-    *("differing", "resumed"),
+    *("same_data", "balances", "whole_run", "unseeded", "latent_balance", "stopped", "early", "reward_kinds"),
+    *("failing", "differing", "resumed"),
 )
 # Longer than any machine needs
 LIMIT = 300
@@ -108,6 +109,21 @@ def test_two_ranks_have_the_gradient_of_one(name: str, whole: tuple[LaplaceRecur
                 np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     largest = max(np.abs(grad).max() for grad in expected["grads"] if grad is not None)
     assert largest > 1e-2
+
+
+# -- the ratio that kl_coef="auto" follows ------------------------------------------------------------------
+
+
+def test_moves_and_claims_are_those_of_all_ranks(finished: Path) -> None:
+    first, second = results_of(finished, "balances")
+    assert first == second
+    expected = ratios(slice(None))
+    for name, values in expected.items():
+        # The last rollout is rank 0's alone
+        assert first[name][:2] == pytest.approx(values[:2], rel=1e-6)
+        assert first[name][2] is not None
+    own = ratios(slice(0, 20))
+    assert all(abs(own[name][0] - first[name][0]) > 1e-3 for name in expected)  # type: ignore[operator]
 
 
 # -- whole runs ---------------------------------------------------------------------------------------------

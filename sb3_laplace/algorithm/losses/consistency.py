@@ -187,9 +187,10 @@ class TaskBalance(Balance):
         """Have choices stand for the same columns on all ranks."""
         if distributed.size() == 1:
             return
-        for distinct in distributed.gather([self._encoder.distinct(tasks) for tasks in self._tasks]):
-            for tasks in distinct:
-                self._encoder.encode(tasks)
+        choices = self._encoder.distinct(np.concatenate(self._tasks)) if self._tasks else None
+        for of_rank in distributed.gather(choices):
+            if of_rank is not None:
+                self._encoder.encode(of_rank)
 
     def _moments_of_rollout(self) -> tuple[int, list[Any]]:
         """Number of this rank's posteriors, and their moments with the tasks."""
