@@ -44,6 +44,18 @@ class Readout(NamedTuple):
         return covariance @ gram.diagonal()
 
 
+def moments_of(means: np.ndarray, targets: np.ndarray, weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Second moments of the latent with a 1 beside it, (D + 1, D + 1), and its products with the tasks, (D + 1, P).
+
+    :param means: means of the latent, shape (n, D), n at least 1
+    :param targets: encoded tasks, shape (n, P)
+    :param weight: how many observations the batch counts for: by default its average is one
+    """
+    inputs = np.concatenate([means.astype(np.float64), np.ones((len(means), 1))], axis=1)
+    scale = weight / len(means)
+    return scale * (inputs.T @ inputs), scale * (inputs.T @ targets)
+
+
 class ReadoutMoments:
     """The moments of means and tasks that a read-out is solved from, by ridge regression.
 
@@ -63,13 +75,18 @@ class ReadoutMoments:
         :param targets: encoded tasks, shape (n, P); later batches may have more columns, which were 0 before
         :param weight: how many observations the batch counts for: by default its average is one
         """
-        inputs = np.concatenate([means.astype(np.float64), np.ones((len(means), 1))], axis=1)
-        scale = weight / len(means)
-        products = scale * (inputs.T @ targets)
+        self.add_moments(*moments_of(means, targets, weight))
+
+    def add_moments(self, inputs: np.ndarray, products: np.ndarray) -> None:
+        """Take in the moments of a batch, as :func:`moments_of` returns them.
+
+        :param inputs: shape (D + 1, D + 1)
+        :param products: shape (D + 1, P); later batches may have more columns, which were 0 before
+        """
         if np.ndim(self._products):
             new = products.shape[1] - self._products.shape[1]
             self._products = np.pad(self._products, ((0, 0), (0, new)))
-        self._inputs = self._decay * self._inputs + scale * (inputs.T @ inputs)
+        self._inputs = self._decay * self._inputs + inputs
         self._products = self._decay * self._products + products
 
     def solve(self, ridge: float = 1e-4) -> Readout:
@@ -108,6 +125,15 @@ class TaskEncoder:
         # The row beyond the choices is that of all others
         one_hot = np.eye(len(self._seen) + 1, len(self._seen))
         return one_hot[np.asarray(columns)[index.reshape(-1)]]
+
+    @staticmethod
+    def distinct(tasks: np.ndarray) -> np.ndarray | None:
+        """The distinct tasks of a batch, in order, shape (m, P); None for those of real numbers, which are no choices.
+
+        :param tasks: shape (n, ...)
+        """
+        flat = tasks.reshape(len(tasks), -1)
+        return np.unique(flat, axis=0) if flat.dtype.kind in "biu" else None
 
     def _column(self, task: tuple[int, ...]) -> int:
         if task not in self._seen and len(self._seen) >= _MAX_CHOICES:

@@ -52,7 +52,10 @@ def begun(term_class: type[LossTerm], **attributes: Any) -> Any:
 
 def ppo(**attributes: Any) -> PPOTerm:
     defaults = {"ent_coef": 0.0, "vf_coef": 0.0, "clip_range": lambda _: 0.2, "clip_range_vf": None}
-    return begun(PPOTerm, **{**defaults, "normalize_advantage": False, **attributes})
+    term = begun(PPOTerm, **{**defaults, "normalize_advantage": False, **attributes})
+    # Without normalization it reads nothing of a minibatch
+    term.begin_minibatch(minibatch())
+    return term
 
 
 # -- PPO ----------------------------------------------------------------------------------------------------
@@ -106,18 +109,24 @@ def test_approximate_kl() -> None:
     assert logged["approx_kl"].item() == pytest.approx((1 - math.log(2) + (-0.5 + math.log(2))) / 2, rel=1e-5)
 
 
+def normalized(samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> Any:
+    term = ppo(normalize_advantage=True)
+    term.begin_minibatch(samples)
+    return term.loss(samples, evaluation)
+
+
 def test_advantages_are_normalized_over_what_is_no_padding() -> None:
     # Mean 3, standard deviation (with n - 1) 2: -1, 0, 1
     samples = minibatch(4, advantages=numbers(1.0, 3.0, 5.0, PADDING), mask=th.tensor([True, True, True, False]))
     log_prob = numbers(1.1, 1.1, 1.3, PADDING).log()
-    found, _ = ppo(normalize_advantage=True).loss(samples, evaluated(4, log_prob=log_prob))
+    found, _ = normalized(samples, evaluated(4, log_prob=log_prob))
     assert found.item() == pytest.approx(-(-1.1 + 0 + 1.2) / 3, rel=1e-5)
     two = samples._replace(mask=th.tensor([True, False, True, False]))
-    found, _ = ppo(normalize_advantage=True).loss(two, evaluated(4, log_prob=log_prob))
+    found, _ = normalized(two, evaluated(4, log_prob=log_prob))
     assert found.item() == pytest.approx(-(-1.1 + 1.2) / 2 / math.sqrt(2), rel=1e-5)
     # One step has no standard deviation
     alone = samples._replace(mask=th.tensor([False, True, False, False]))
-    found, _ = ppo(normalize_advantage=True).loss(alone, evaluated(4, log_prob=log_prob))
+    found, _ = normalized(alone, evaluated(4, log_prob=log_prob))
     assert found.item() == pytest.approx(-3.3, rel=1e-5)
 
 

@@ -1,5 +1,6 @@
 """Agents saved by earlier versions still load, and are the same agents (invariant 6)."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,38 @@ def test_training_of_a_saved_agent_goes_on() -> None:
     assert model.num_timesteps == 40
     model.learn(20, reset_num_timesteps=False)
     assert model.num_timesteps == 60
+
+
+def test_a_zip_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", "CartPole-v1", n_steps=8, device="cpu")
+    model.save(tmp_path / "model")
+    before = (tmp_path / "model.zip").read_bytes()
+    present = []
+
+    def end(part: Path, target: Path) -> None:
+        # As if the process were killed here
+        present.append(target.read_bytes())
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", end)
+        model.num_timesteps = 5
+        with pytest.raises(OSError, match="killed"):
+            model.save(tmp_path / "model")
+    assert present == [before]
+    assert os.listdir(tmp_path) == ["model.zip"]
+    assert LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu").num_timesteps == 0
+    model.save(tmp_path / "model")
+    assert LaplaceRecurrentPPO.load(tmp_path / "model", device="cpu").num_timesteps == 5
+
+
+def test_a_link_and_a_folder_of_the_same_name_are_kept(tmp_path: Path) -> None:
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", "CartPole-v1", n_steps=8, device="cpu")
+    (tmp_path / "latest.zip").symlink_to(tmp_path / "model.zip")
+    model.save(tmp_path / "latest.zip")
+    assert (tmp_path / "latest.zip").is_symlink()
+    assert (tmp_path / "model.zip").is_file()
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.warns(UserWarning, match=r"Will save instead to .*folder\.zip_2"):
+        model.save(tmp_path / "folder")
+    assert (tmp_path / "folder.zip_2").is_file()

@@ -1,6 +1,7 @@
 """Recurrent PPO whose agent acts on a Laplace posterior over the task latent."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,8 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, total_loss
+from sb3_laplace.algorithm.parallel import loss_of_all_ranks
 from sb3_laplace.algorithm.saving import SavedPPO
 from sb3_laplace.checks import check_integer, check_observation_space
 from sb3_laplace.policies.laplace_lstm_policy import (
@@ -166,7 +169,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,  # type: ignore[arg-type]
+            ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -323,12 +326,12 @@ class LaplaceRecurrentPPO(SavedPPO):
         continue_training = True
         for epoch in range(self.n_epochs):
             for samples in self.rollout_buffer.get(self.batch_size):
-                loss, numbers = self._loss(samples, terms)
+                loss, numbers = loss_of_all_ranks(partial(self._loss, samples, terms), samples.mask)
                 for name, value in numbers.items():
                     logs.setdefault(name, []).append(value)
                 if target_kl is not None and numbers["approx_kl"] > 1.5 * target_kl:
                     continue_training = False
-                    if self.verbose >= 1:
+                    if self.verbose >= 1 and distributed.rank() == 0:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {numbers['approx_kl']:.2f}")
                     break
                 self._descend(loss, parameters)
@@ -336,7 +339,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             if not continue_training:
                 break
 
-        for name, values in logs.items():
+        for name, values in distributed.averaged(logs).items():
             # As RecurrentPPO: the last loss
             self.logger.record(f"train/{name}", values[-1] if name == "loss" else np.mean(values))
         buffer = self.rollout_buffer
@@ -360,6 +363,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
+        distributed.average_gradients(parameters)
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if not norm.isfinite():
             raise ValueError(
@@ -373,6 +377,8 @@ class LaplaceRecurrentPPO(SavedPPO):
 
         :raises ValueError: if the loss is not finite
         """
+        for term in terms:
+            term.begin_minibatch(samples)
         evaluation = self.policy.evaluate_sequences(
             samples.observations,
             samples.actions,

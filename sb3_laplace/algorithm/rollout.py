@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import LossTerm, RolloutStep
 from sb3_laplace.algorithm.step_data import check_step, truncated_values
@@ -75,7 +76,7 @@ class PosteriorRollouts(RecurrentPPO):
             actions = step.actions.cpu().numpy()
             clipped_actions = self.policy.to_env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * distributed.size()
 
             callback.update_locals(locals())
             if not callback.on_step():

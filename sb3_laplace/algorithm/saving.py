@@ -1,6 +1,8 @@
 """What is saved of a model, and how it is loaded again."""
 
 import io
+import os
+import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +15,12 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_laplace.algorithm import settings
 from sb3_laplace.algorithm.losses import RewardTerm
-from sb3_laplace.algorithm.rollout import PosteriorRollouts
+from sb3_laplace.algorithm.parallel import ParallelRollouts
 
 SelfSavedPPO = TypeVar("SelfSavedPPO", bound="SavedPPO")
 
 
-class SavedPPO(PosteriorRollouts):
+class SavedPPO(ParallelRollouts):
     """RecurrentPPO with a posterior, whose zips hold what a later version needs, and can be loaded without pickle."""
 
     #: Keywords of the posterior that are settled when the model is built, or calibrated
@@ -94,6 +96,8 @@ class SavedPPO(PosteriorRollouts):
     ) -> None:
         """SB3's, with the settings in a form that ``load(weights_only=True)`` reads.
 
+        A zip appears whole or not at all, also where several processes write the same one.
+
         :param path: path of the zip, or a file object
         :param exclude: names of attributes that are left out beside SB3's own
         :param include: names of attributes that are kept nevertheless
@@ -104,10 +108,10 @@ class SavedPPO(PosteriorRollouts):
         buffer = io.BytesIO()
         super().save(buffer, exclude, include)
         settings.add_to_zip(buffer, self)
-        file = open_path(path, "w", verbose=0, suffix="zip")
-        file.write(buffer.getvalue())
         if isinstance(path, (str, Path)):
-            file.close()
+            _write_whole(Path(path), buffer.getvalue())
+        else:
+            open_path(path, "w").write(buffer.getvalue())
 
     @classmethod
     def load(
@@ -146,7 +150,7 @@ class SavedPPO(PosteriorRollouts):
         policy_kwargs = kwargs.get("policy_kwargs", values["policy_kwargs"])
         if policy_kwargs != values["policy_kwargs"]:
             raise ValueError(f"policy_kwargs are {values['policy_kwargs']} in the file, got {policy_kwargs}.")
-        model = cls(values.pop("policy"), None, device=device, _init_setup_model=False)  # type: ignore[arg-type]
+        model = cls(values.pop("policy"), None, device=device, _init_setup_model=False)
         for name, value in {**values, **kwargs}.items():
             setattr(model, settings.ATTRIBUTES.get(name, name), value)
         if env is not None:
@@ -161,3 +165,20 @@ class SavedPPO(PosteriorRollouts):
         if model.use_sde:
             model.policy.reset_noise()
         return model
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a zip under a name of its own, which is changed when it is complete."""
+    target = Path(os.path.realpath(path if path.suffix else f"{path}.zip"))
+    if target.exists() and not target.is_file():
+        # SB3 takes another name in the place of a folder's
+        with open_path(path, "w", verbose=0, suffix="zip") as file:
+            file.write(content)
+        return
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with open_path(part, "w", verbose=0) as file:
+            file.write(content)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

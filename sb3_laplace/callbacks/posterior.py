@@ -79,6 +79,9 @@ class PosteriorCallback(BaseCallback):
 
     model: LaplaceRecurrentPPO
 
+    #: Where several processes train one agent, what is logged is of rank 0's environments
+    rank_zero_only = True
+
     def __init__(self, n_watched: int | None = None, figure_freq: int = 50, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.n_watched = None if n_watched is None else check_integer("n_watched", n_watched, minimum=1)

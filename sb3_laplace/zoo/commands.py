@@ -13,6 +13,7 @@ from sb3_laplace.zoo.algorithms import register_algorithms
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager
 from sb3_laplace.zoo.options import check_enjoying, check_training
 from sb3_laplace.zoo.programs import run_program
+from sb3_laplace.zoo.ranks import rank_output
 from sb3_laplace.zoo.search_spaces import register_search_spaces
 
 _TUNE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,8 @@ def run(command: str, arguments: Sequence[str]) -> int:
 
 def _train(arguments: list[str]) -> None:
     rl_zoo3.train.ExperimentManager = LaplaceExperimentManager  # type: ignore[misc]
-    run_program(rl_zoo3.train.train, "train", arguments, check_training)
+    with rank_output():
+        run_program(rl_zoo3.train.train, "train", arguments, check_training)
 
 
 def _tune(arguments: list[str]) -> None:

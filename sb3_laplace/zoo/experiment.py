@@ -26,7 +26,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.algorithm.rank_callbacks import callbacks_of_rank
 from sb3_laplace.callbacks.posterior import PosteriorCallback
 from sb3_laplace.errors import InputError, describe, input_errors, is_bug, is_users, passed_through
 from sb3_laplace.policies.features import MlpFeatures
@@ -35,6 +37,7 @@ from sb3_laplace.vec_env import make_batched_vec_env
 from sb3_laplace.zoo.algorithms import algorithm_of, default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
+from sb3_laplace.zoo.ranks import freq_of_rank
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
 from sb3_laplace.zoo.trials import SeedOfTrial, mean_over_seeds
@@ -108,6 +111,12 @@ class LaplaceExperimentManager(ExperimentManager):
             # Not the tasks and the noise of the run's beginning once more
             self.seed = (self.seed + self._checkpoint.n_steps) % 2**32
         self._n_seeds: int = getattr(args, "n_seeds", 1)
+        self.save_freq, self.eval_freq = freq_of_rank(self.save_freq), freq_of_rank(self.eval_freq)
+        if distributed.rank() > 0:
+            # What RL Zoo writes has no place in the folder of the run, which is rank 0's
+            self._nowhere = tempfile.TemporaryDirectory(prefix="sb3-laplace-rank-")
+            self.save_path = self._nowhere.name
+            self.params_path = os.path.join(self.save_path, self.env_name)
         self._failure: InputError | None = None
         self._before = copy.copy(self)
 
@@ -313,6 +322,9 @@ class LaplaceExperimentManager(ExperimentManager):
                 )
         if self._is_ours and not any(isinstance(callback, PosteriorCallback) for callback in self.callbacks):
             self.callbacks.append(PosteriorCallback())
+        if distributed.size() > 1:
+            # Here too: RL Zoo ends the first of them itself
+            self.callbacks = callbacks_of_rank(self.callbacks)
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -346,6 +358,8 @@ class LaplaceExperimentManager(ExperimentManager):
                 super().learn(model)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
+        if distributed.rank() > 0:
+            return
         with input_errors():
             super().save_trained_model(model)
 

@@ -14,6 +14,7 @@ from sb3_laplace.errors import InputError
 from sb3_laplace.options import MAX_SEED, check_device
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS
 from sb3_laplace.zoo.programs import flag
+from sb3_laplace.zoo.ranks import check_ranks
 
 # What does nothing without another option, and what does nothing with it
 _ONLY_WITH = {
@@ -49,6 +50,7 @@ def check_training(options: argparse.Namespace, given: dict[str, Any]) -> None:
         _check_study(options, given)
     if options.trained_agent:
         _check_agent(options)
+    check_ranks(options)
     if options.track:
         _check_installed("wandb", "--track")
     if options.tensorboard_log:

@@ -128,6 +128,12 @@ class LossTerm(ABC):
                 f"{self.coefficient} = {self.weight} was set after the rollout had begun, which holds nothing for it."
             )
 
+    def begin_minibatch(self, samples: SequenceRolloutBufferSamples) -> None:  # noqa: B027 (most terms need nothing)
+        """Exchange what the term needs of the minibatches of all ranks, before anything can fail on one of them.
+
+        :param samples: the minibatch
+        """
+
     @abstractmethod
     def loss(
         self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation

@@ -3,18 +3,22 @@
 Under a correct Bayesian update the posterior's mean is a martingale whose moves the shrinking covariance announces:
 ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. Moves d_t, what they should be e_t: where the
 environments report their task, both are taken in the linear read-out of the task, elsewhere in the latent.
+
+Of several ranks' rollouts all count: :meth:`Balance.log_ratio` is called on all of them, and is the same on all.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch as th
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples
 from sb3_laplace.posteriors import PosteriorStep
 from sb3_laplace.posteriors.gaussian import Gaussian
 from sb3_laplace.posteriors.statistics import posterior_statistics, to_float64
-from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder
+from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder, moments_of
 
 # Posteriors whose widths are looked at in a rollout: as many diagonal ones, or full ones, whose inverses cost
 _MAX_DIAGONAL = 20_000
@@ -99,15 +103,22 @@ class LatentBalance(Balance):
             self._pairs.append((step.posterior[index], step.previous[index]))
 
     def log_ratio(self) -> float | None:
-        if not self._pairs:
+        means = _merged(self._means_of_rollout())
+        if means is None:
             return None
-        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._pairs, strict=True))
-        values = posterior_statistics(posterior, previous)
-        moved = 2.0 * values["kl_mean"].mean().item() / posterior.dim
-        claimed = values["expected_move"].mean().item()
+        moved, claimed = means
         if claimed < _NO_CLAIM:
             return None
         return float(np.log(max(moved / claimed, 1.0 / _MAX_RATIO)))
+
+    def _means_of_rollout(self) -> tuple[int, list[Any]]:
+        """Number of this rank's pairs, and the means of moves and claims."""
+        if not self._pairs:
+            return 0, []
+        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._pairs, strict=True))
+        values = posterior_statistics(posterior, previous)
+        moved = 2.0 * values["kl_mean"].mean().item() / posterior.dim
+        return len(posterior.mean), [moved, values["expected_move"].mean().item()]
 
     def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
         return evaluation.posterior.kl().reshape(-1)
@@ -156,21 +167,48 @@ class TaskBalance(Balance):
             self._widths.append((posterior, previous))
 
     def log_ratio(self) -> float | None:
-        if not self._means:
+        self._agree_on_tasks()
+        moments = _merged(self._moments_of_rollout())
+        if moments is None:
             return None
-        self._moments.add(np.concatenate(self._means), self._encoder.encode(np.concatenate(self._tasks)))
+        self._moments.add_moments(*moments)
         self._readout = self._moments.solve()
+        sums = [of_rank for of_rank in distributed.gather(self._sums_of_rollout()) if of_rank is not None]
+        if not sums:
+            return None
+        length = max(part.shape[1] for part in (self._sums, *sums))
+        self._sums, *padded = (np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in (self._sums, *sums))
+        self._sums = _DECAY * self._sums
+        for part in padded:
+            self._sums += part
+        return self._balance()
+
+    def _agree_on_tasks(self) -> None:
+        """Have choices stand for the same columns on all ranks."""
+        if distributed.size() == 1:
+            return
+        choices = self._encoder.distinct(np.concatenate(self._tasks)) if self._tasks else None
+        for of_rank in distributed.gather(choices):
+            if of_rank is not None:
+                self._encoder.encode(of_rank)
+
+    def _moments_of_rollout(self) -> tuple[int, list[Any]]:
+        """Number of this rank's posteriors, and their moments with the tasks."""
+        if not self._means:
+            return 0, []
+        means = np.concatenate(self._means)
+        return len(means), [*moments_of(means, self._encoder.encode(np.concatenate(self._tasks)))]
+
+    def _sums_of_rollout(self) -> np.ndarray | None:
+        """By step of a trial: number, moves and claims of this rank's posteriors, shape (3, steps); None of none."""
         if not self._steps:
             return None
+        assert self._readout is not None
         steps = np.concatenate(self._steps)
         moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
         posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
         claimed = self._width(previous) - self._width(posterior)
-        length = max(int(steps.max()) + 1, self._sums.shape[1])
-        self._sums = _DECAY * np.pad(self._sums, ((0, 0), (0, length - self._sums.shape[1])))
-        for total, values in zip(self._sums, (np.ones(len(steps)), moved, claimed), strict=True):
-            total += np.bincount(steps, values, minlength=length)
-        return self._balance()
+        return np.stack([np.bincount(steps, values) for values in (np.ones(len(steps)), moved, claimed)])
 
     def _balance(self) -> float | None:
         """Weights of the steps, and the logarithm of the ratio; None if nothing is claimed."""
@@ -210,3 +248,18 @@ class TaskBalance(Balance):
         weight = weights[steps.clamp(0, len(weights) - 1)] * (steps > 0)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
         return (moves @ readout).square().sum(-1) * weight
+
+
+def _merged(of_rank: tuple[int, list[Any]]) -> list[Any] | None:
+    """Means over all ranks; None if there is nothing on any.
+
+    :param of_rank: a number, and means of so many on this rank, each a number or an array
+    """
+    ranks = [(number, means) for number, means in distributed.gather(of_rank) if number > 0]
+    if not ranks:
+        return None
+    total = sum(number for number, _ in ranks)
+    return [
+        sum(number / total * mean for (number, _), mean in zip(ranks, means, strict=True))
+        for means in zip(*(means for _, means in ranks), strict=True)
+    ]

@@ -9,6 +9,7 @@ import torch as th
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
 from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
 from sb3_laplace.checks import check_positive
@@ -141,7 +142,7 @@ class KLTerm(LossTerm):
             coefficient *= math.exp(_STEP * min(max(error, -1.0), 1.0))
             coefficient = min(max(coefficient, _LEAST), self._balance.largest)
             self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratio))
-        elif not self._has_warned:
+        elif not self._has_warned and distributed.rank() == 0:
             self._has_warned = True
             warnings.warn(
                 "The posterior claims to learn nothing after a trial's first step: kl_coef='auto' has nothing to hold "

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.losses.base import LossTerm, valid
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples
 
@@ -34,12 +35,18 @@ class PPOTerm(LossTerm):
         if algorithm.clip_range_vf is not None:
             self.clip_range_vf = algorithm.clip_range_vf(progress)  # type: ignore[operator]
 
+    def begin_minibatch(self, samples: SequenceRolloutBufferSamples) -> None:
+        self._moments: tuple[th.Tensor | float, th.Tensor | float] | None = None
+        if self.algorithm.normalize_advantage:
+            self._moments = distributed.mean_and_std(valid(samples.advantages, samples))
+
     def loss(
         self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         advantages = valid(samples.advantages, samples)
-        if self.algorithm.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        if self._moments is not None:
+            mean, std = self._moments
+            advantages = (advantages - mean) / (std + 1e-8)
         log_prob = valid(evaluation.log_prob, samples)
         log_ratio = log_prob - valid(samples.old_log_prob, samples)
         ratio = log_ratio.exp()

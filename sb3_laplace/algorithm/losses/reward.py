@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep
 from sb3_laplace.algorithm.step_data import terminal_observations
 from sb3_laplace.policies.reward_decoder import RewardDecoder, check_decode_window
@@ -73,6 +74,9 @@ class RewardTerm(LossTerm):
 
     def begin_update(self) -> None:
         super().begin_update()
+        if self.is_stored and distributed.size() > 1:
+            # One likelihood for all ranks, whichever has seen a reward that is neither 0 nor 1
+            self.decoder.gaussian.fill_(any(distributed.gather(bool(self.decoder.gaussian))))
         self._window = check_decode_window(self.algorithm.decode_window)  # type: ignore[attr-defined]
 
     def loss(
