@@ -394,6 +394,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         progress_bar: bool = False,
         use_masking: bool | None = None,
     ) -> SelfLaplaceRecurrentPPO:
+        """As RecurrentPPO's. For ``use_masking`` see :class:`~sb3_laplace.algorithm.masking.MaskedPPO`."""
         self.set_masking(use_masking)
         return super().learn(
             total_timesteps=total_timesteps,

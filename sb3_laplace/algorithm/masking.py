@@ -23,15 +23,16 @@ class ActionMasks:
     def __init__(self, env: VecEnv, use_masking: bool | None) -> None:
         self.env = env
         # Asked for last: it may be a message to every worker
-        self._is_on = use_masking is not False and isinstance(env.action_space, MASKED_SPACES) and _has_masks(env)
-        if use_masking and not self._is_on:
+        #: Whether actions are masked
+        self.is_on = use_masking is not False and isinstance(env.action_space, MASKED_SPACES) and _has_masks(env)
+        if use_masking and not self.is_on:
             raise ValueError(
                 "use_masking=True needs environments with a method action_masks() and discrete actions, got one with "
                 f"{env.action_space} that has {'one' if _has_masks(env) else 'none'}. sb3_contrib.common.wrappers."
                 "ActionMasker gives it to an environment; without use_masking, actions are masked where it is there."
             )
         # A batch has the masks of all environments in one array, also beneath wrappers of SB3's
-        self._is_batched = self._is_on and hasattr(env, EXPECTED_METHOD_NAME)
+        self._is_batched = self.is_on and hasattr(env, EXPECTED_METHOD_NAME)
 
     def read(self, where: str) -> np.ndarray | None:
         """Masks of the next actions, shape (n_envs, n), bool; None where actions are not masked.
@@ -39,7 +40,7 @@ class ActionMasks:
         :param where: the step, for the message
         :raises ValueError: if their shape or type is another, or an environment has no valid action, which it names
         """
-        if not self._is_on:
+        if not self.is_on:
             return None
         if self._is_batched:
             masks = getattr(self.env, EXPECTED_METHOD_NAME)()
