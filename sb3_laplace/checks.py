@@ -8,6 +8,8 @@ from gymnasium import spaces
 from sb3_laplace_envs.arguments import check_integer, check_not_negative, check_positive
 
 __all__ = [
+    "MASKED_SPACES",
+    "check_action_masks",
     "check_choice",
     "check_integer",
     "check_no_nan",
@@ -15,8 +17,12 @@ __all__ = [
     "check_observation_space",
     "check_positive",
     "check_state",
+    "is_masked_out",
     "is_no_choice",
 ]
+
+#: Action spaces whose actions can be masked, as MaskablePPO has them
+MASKED_SPACES = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
@@ -37,6 +43,65 @@ def is_no_choice(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
     """
     most: Any = 2 if isinstance(space, spaces.MultiBinary) else getattr(space, "nvec", getattr(space, "n", 0))
     return (actions < 0) | (actions >= most) | (actions % 1 != 0)
+
+
+def _choice_sizes(space: spaces.Space) -> np.ndarray:
+    """Numbers of values of the choices that an action is made of, in the order in which sb3-contrib masks them."""
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2)
+    return np.ravel(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)  # type: ignore[attr-defined]
+
+
+def check_action_masks(masks: Any, space: spaces.Space, n_envs: int, where: str = "") -> np.ndarray:
+    """Masks of actions as sb3-contrib has them: True, or 1, for what is allowed.
+
+    A mask lists the values of a Discrete action, or of all choices of a MultiDiscrete one after another; of each bit of
+    a MultiBinary one the values 0 and 1.
+
+    :param masks: shape (n_envs, n), or (n,) of one environment; booleans, or integers 0 and 1
+    :param space: action space
+    :param n_envs: number of environments
+    :param where: where they come from, for the message
+    :return: booleans, shape (n_envs, n)
+    :raises ValueError: if actions of the space cannot be masked, the shape or the type is another, or an environment is
+        left without a valid action; it names the first environment concerned
+    """
+    if not isinstance(space, MASKED_SPACES):
+        raise ValueError(f"action_masks are for Discrete, MultiDiscrete and MultiBinary actions, got {space}.")
+    sizes = _choice_sizes(space)
+    shape = (n_envs, int(sizes.sum()))
+    try:
+        array = np.asarray(masks)
+    except ValueError:
+        shapes = [np.shape(mask) for mask in masks]
+        raise ValueError(f"action_masks{where} must have shape {shape} for {space}, got {shapes}.") from None
+    if array.shape == shape[1:] and n_envs == 1:
+        array = array[np.newaxis]
+    if array.shape != shape:
+        raise ValueError(f"action_masks{where} must have shape {shape} for {space}, got {array.shape}.")
+    if array.dtype.kind not in "biu" or (array.dtype.kind != "b" and ((array != 0) & (array != 1)).any()):
+        raise ValueError(
+            f"action_masks{where} must be booleans, or integers 0 and 1, got {array.dtype} such as {array.flat[0]!r}."
+        )
+    array = array.astype(bool)
+    is_possible = np.logical_or.reduceat(array, np.cumsum(sizes) - sizes, axis=1)
+    if not is_possible.all():
+        env, choice = np.argwhere(~is_possible)[0]
+        of_choice = f" for choice {choice}" if len(sizes) > 1 else ""
+        raise ValueError(f"action_masks{where} leave environment {env} without one valid action{of_choice} of {space}.")
+    return array
+
+
+def is_masked_out(actions: np.ndarray, masks: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """Which environments' actions their masks do not allow, shape (n,), bool.
+
+    :param actions: actions counted from 0, shape (n, *space.shape)
+    :param masks: as :func:`check_action_masks` returns them, shape (n, .)
+    :param space: action space
+    """
+    sizes = _choice_sizes(space)
+    columns = actions.reshape(len(actions), -1).astype(np.int64) + (np.cumsum(sizes) - sizes)
+    return np.logical_not(np.take_along_axis(masks, columns, axis=1)).any(axis=1)
 
 
 def check_no_nan(

@@ -386,6 +386,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             samples.episode_starts,
             noise=samples.noise,
             memory=samples.memory,
+            action_masks=samples.columns.get("action_masks"),  # type: ignore[arg-type]
         )
         return total_loss(terms, samples, evaluation)
 
@@ -397,7 +398,10 @@ class LaplaceRecurrentPPO(SavedPPO):
         tb_log_name: str = "LaplaceRecurrentPPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        use_masking: bool | None = None,
     ) -> SelfLaplaceRecurrentPPO:
+        """As RecurrentPPO's. For ``use_masking`` see :class:`~sb3_laplace.algorithm.masking.MaskedPPO`."""
+        self.set_masking(use_masking)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
@@ -13,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import LossTerm, RolloutStep
+from sb3_laplace.algorithm.masking import ActionMasks, MaskedPPO
 from sb3_laplace.algorithm.step_data import check_step, truncated_values
 from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies import LaplaceLstmPolicy
@@ -24,7 +24,7 @@ _PLAYED = (
 )
 
 
-class PosteriorRollouts(RecurrentPPO):
+class PosteriorRollouts(MaskedPPO):
     """RecurrentPPO whose rollouts act on a posterior, and store what the terms of the loss need of every step."""
 
     policy: LaplaceLstmPolicy
@@ -38,14 +38,15 @@ class PosteriorRollouts(RecurrentPPO):
         """Fill the rollout buffer by acting on (draws of) the posterior.
 
         Callbacks find in their ``locals`` what SB3's have, and ``step``, the
-        :class:`~sb3_laplace.policies.types.PolicyStep` with the posterior.
+        :class:`~sb3_laplace.policies.types.PolicyStep` with the posterior; ``action_masks`` as in MaskablePPO's.
 
         :param env: the training environment
         :param callback: called at each step, and at the beginning and end of the rollout
         :param rollout_buffer: the buffer to fill
         :param n_rollout_steps: number of steps to collect per environment
         :return: False if the callback ended the rollout prematurely
-        :raises ValueError: if an observation holds NaN, a reward or a value is not finite, or K changes meanwhile
+        :raises ValueError: if an observation holds NaN, a reward or a value is not finite, K changes meanwhile, or
+            action masks are missing or leave no action
         """
         assert isinstance(rollout_buffer, SequenceRolloutBuffer), f"{rollout_buffer} holds no sequences"
         if self._last_obs is None:
@@ -65,13 +66,15 @@ class PosteriorRollouts(RecurrentPPO):
         if self.use_sde and n_samples > 1:
             raise ValueError(f"use_sde=True (gSDE) takes n_posterior_samples <= 1, got {n_samples!r}.")
         check_no_nan(self._last_obs)
+        masks = ActionMasks(env, self.use_masking)
 
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             episode_starts: np.ndarray = self._last_episode_starts
             obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-            step = self._act(obs_tensor, lstm_states, episode_starts, n_steps)
+            action_masks = masks.read(f" at step {n_steps} of the rollout")
+            step = self._act(obs_tensor, lstm_states, episode_starts, n_steps, action_masks)
             values, log_probs = step.values, step.log_prob
             actions = step.actions.cpu().numpy()
             clipped_actions = self.policy.to_env_actions(actions)
@@ -131,10 +134,18 @@ class PosteriorRollouts(RecurrentPPO):
 
     # Not inference_mode: callbacks may use the tensors in what they differentiate
     @th.no_grad()
-    def _act(self, obs: Any, states: RecurrentStates, episode_starts: np.ndarray, n_steps: int) -> PolicyStep:
+    def _act(
+        self,
+        obs: Any,
+        states: RecurrentStates,
+        episode_starts: np.ndarray,
+        n_steps: int,
+        action_masks: np.ndarray | None,
+    ) -> PolicyStep:
         starts = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
+        masks = None if action_masks is None else th.as_tensor(action_masks, device=self.device)
         try:
-            return self.policy.act(obs, states, starts)
+            return self.policy.act(obs, states, starts, action_masks=masks)
         except ValueError:
             # Of infinity, which a features extractor may clip, the policy made NaN
             check_no_nan(self._last_obs, f" before step {n_steps} of the rollout", infinity_too=True)

@@ -65,7 +65,7 @@ class SavedPPO(ParallelRollouts):
 
     def _excluded_save_params(self) -> list[str]:
         # Both are made anew by _setup_model
-        return [*super()._excluded_save_params(), "loss_terms", "_last_lstm_states"]
+        return [*super()._excluded_save_params(), "loss_terms", "_last_lstm_states", "_masked_state"]
 
     def set_parameters(
         self,

@@ -32,7 +32,14 @@ MEMBER = "sb3_laplace.json"
 _FORMAT = 1
 # Attributes beside the constructor's arguments that make the model what it is
 _STATE = ("num_timesteps", "_n_updates", "_episode_num", "_total_timesteps", "_current_progress_remaining", "n_envs")
-_OWN_STATE = ("posterior_settings", "has_reward_decoder", "settled_latent_dim", "was_normalized", "kl_multiplier")
+_OWN_STATE = (
+    "posterior_settings",
+    "has_reward_decoder",
+    "settled_latent_dim",
+    "was_normalized",
+    "kl_multiplier",
+    "use_masking",
+)
 # Arguments of the constructor that are the reader's to choose
 _NOT_SETTINGS = ("self", "policy", "env", "device", "_init_setup_model", "verbose", "tensorboard_log")
 #: Attributes that hold arguments of the constructor under another name

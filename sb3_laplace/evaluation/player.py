@@ -4,8 +4,8 @@ What a trial is, what it returned and which steps count is decided here, in the 
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -18,14 +18,34 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
 from sb3_laplace.algorithm.laplace_recurrent_ppo import LaplaceRecurrentPPO
+from sb3_laplace.algorithm.masking import ActionMasks
 from sb3_laplace.checks import check_no_nan
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.readout import reported_tasks
 from sb3_laplace.vec_env.infos import ignored_steps
 
-#: How an agent acts: observations and where episodes start (both of N environments), with the recurrent states before
-Act = Callable[[PyTorchObs, RecurrentStates, th.Tensor], PolicyStep]
+
+class Act(Protocol):
+    """How an agent acts."""
+
+    def __call__(
+        self,
+        obs: PyTorchObs,
+        states: RecurrentStates,
+        episode_starts: th.Tensor,
+        /,
+        *,
+        action_masks: th.Tensor | None,
+    ) -> PolicyStep:
+        """One step of N environments.
+
+        :param obs: observations
+        :param states: recurrent states before them
+        :param episode_starts: 1 where an episode starts, shape (N,)
+        :param action_masks: True for the actions that are allowed, shape (N, n); None if all are
+        """
+
 
 # An agent's episodes within one trial. Lives are few: so many mean that Monitor never sees an episode end.
 _MAX_EPISODES = 1000
@@ -72,6 +92,8 @@ class Player:
     statistics are used as they are and not updated. A step that an environment merely spends on its reset
     (``NEXT_STEP`` autoreset) belongs to no trial.
 
+    Actions are masked where the environment has masks, unless the agent was trained with ``use_masking=False``.
+
     Where the environment is the one that the model trains on, the model forgets its last observation, so that
     training goes on with a reset instead of an observation that is out of date. Within ``learn`` (from a callback)
     the training environment cannot be played.
@@ -100,6 +122,7 @@ class Player:
         self._played = np.zeros(n_envs, dtype=np.int64)
         self._episodes = np.zeros(n_envs, dtype=np.int64)
         self._asks_tasks = asks_tasks
+        self._n_steps = 0
         self._normalizer = unwrap_vec_normalize(env)
         self._is_monitored = is_vecenv_wrapped(env, VecMonitor) or env.env_is_wrapped(Monitor)[0]
         #: Return of each trial (of one under way: so far), shape (n_trials,)
@@ -127,7 +150,8 @@ class Player:
         Close the iterator (``contextlib.closing``) if it is left before its end.
 
         :param seed: of the environments; None to go on with the random numbers that they have
-        :raises ValueError: if an observation holds NaN, or Monitor never sees an episode end
+        :raises ValueError: if an observation holds NaN, action masks leave no action, or Monitor never sees an episode
+            end
         """
         self.model.policy.set_training_mode(False)
         try:
@@ -136,6 +160,8 @@ class Player:
                     self.env.seed(seed)
                 obs, starts = self.env.reset(), np.ones(self.env.num_envs, dtype=bool)
                 states = self.model.policy.initial_states(self.env.num_envs)
+                # What batched environments report of masks is known now
+                self._masks = ActionMasks(self.env, False if self.model.use_masking is False else None)
                 while self.active.any():
                     obs, starts, played = self._step(obs, states, starts)
                     states = played.step.states
@@ -158,7 +184,10 @@ class Player:
         # Before the step, which may begin another trial
         tasks = reported_tasks(self.env) if self._asks_tasks else None
         self._asks_tasks = tasks is not None
-        step = self.act(tensors, states, starts_tensor)
+        masks = self._masks.read(f" at step {self._n_steps} after the reset")
+        masks_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
+        self._n_steps += 1
+        step = self.act(tensors, states, starts_tensor, action_masks=masks_tensor)
         obs, rewards, dones, infos = self.env.step(policy.to_env_actions(step.actions.cpu().numpy()))
         if self._normalizer is not None:
             rewards = self._normalizer.get_original_reward()
@@ -289,4 +318,4 @@ def distribution_at(policy: LaplaceLstmPolicy, obs: PyTorchObs, step: PolicyStep
     :param latents: shape (K, N, D)
     :return: the mixture over the K latents, valid until the policy makes its next distribution (SB3 reuses the object)
     """
-    return policy.distribution_at(obs, latents, step.hidden)
+    return policy.distribution_at(obs, latents, step.hidden, step.action_masks)

@@ -5,7 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, Distribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
 from torch import nn
 from torch.distributions import Bernoulli, Categorical
 from torch.distributions.utils import lazy_property
@@ -136,19 +141,49 @@ class MixtureDistribution(Distribution):
         raise NotImplementedError("Build a new MixtureDistribution from its components.")
 
 
+def masked(distribution: Distribution, action_masks: th.Tensor) -> Distribution:
+    """The distribution given that the action is allowed.
+
+    What sb3-contrib's ``MaskableDistribution`` is, with log-probabilities of -inf where that has -1e8: so actions that
+    masks and a policy's own -inf leave none of are found.
+
+    :param distribution: SB3's, of B discrete actions, whose object is used again. A Bernoulli's then has
+        infinite logits, which :func:`mix` bounds.
+    :param action_masks: True for what is allowed, in sb3-contrib's order, shape (B, n)
+    :raises ValueError: if it is another distribution
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.proba_distribution(distribution.distribution.logits.masked_fill(~action_masks, -th.inf))
+    if isinstance(distribution, MultiCategoricalDistribution):
+        logits = th.cat([choice.logits for choice in distribution.distribution], dim=1)
+        return distribution.proba_distribution(logits.masked_fill(~action_masks, -th.inf))
+    if isinstance(distribution, BernoulliDistribution):
+        logits = distribution.distribution.logits
+        allows_0, allows_1 = action_masks.view(*logits.shape, 2).unbind(-1)
+        logits = logits.masked_fill(~allows_0, th.inf).masked_fill(~allows_1, -th.inf)
+        return distribution.proba_distribution(logits)
+    raise ValueError(f"action_masks need SB3's distributions of discrete actions, got a {type(distribution).__name__}.")
+
+
 def mix(
-    make_distribution: Callable[[th.Tensor], Distribution], latent_pi: th.Tensor, n_components: int
+    make_distribution: Callable[[th.Tensor], Distribution],
+    latent_pi: th.Tensor,
+    n_components: int,
+    action_masks: th.Tensor | None = None,
 ) -> Distribution:
     """The policy as the mixture of its K action distributions.
 
     :param make_distribution: from the actor's last latent codes, shape (B, ...), to an SB3 distribution
     :param latent_pi: latent codes of all components, ordered (K, N), shape (K * N, ...)
     :param n_components: number of components K
+    :param action_masks: True for what is allowed, the same for every component, shape (N, n); None if all is
     :return: SB3's own distribution where K = 1 or the actions are categorical (the mean of the
         probabilities is a categorical again, exactly), else a :class:`MixtureDistribution`. Masked logits, -inf, and
         inf of a Bernoulli's, are an action that is never taken: the other value of a choice has log-probability 0.
     """
     distribution = make_distribution(latent_pi)
+    if action_masks is not None:
+        distribution = masked(distribution, action_masks.repeat(n_components, 1))
     if isinstance(distribution, BernoulliDistribution):
         # Of a masked choice torch multiplies the logit, -inf or inf, by a probability of zero, which is NaN
         logits = distribution.distribution.logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)

@@ -75,26 +75,29 @@ class HeadsPolicy(LatentPolicy):
         assert self.critic is not None
         return self.critic(features).unsqueeze(0)
 
-    def _mixture(self, heads: th.Tensor) -> Distribution:
-        """Mixture over K of the action distributions of heads (K, B, .)."""
+    def _mixture(self, heads: th.Tensor, action_masks: th.Tensor | None = None) -> Distribution:
+        """Mixture over K of the action distributions of heads (K, B, .), given that masks (B, n) allow the action."""
         latent_pi = self.mlp_extractor.forward_actor(heads.flatten(0, 1))
-        return mix(self._get_action_dist_from_latent, latent_pi, len(heads))
+        return mix(self._get_action_dist_from_latent, latent_pi, len(heads), action_masks)
 
     def _values(self, heads: th.Tensor) -> th.Tensor:
         """Mean over K of the values of heads (K, B, .), shape (B, 1)."""
         values = self.value_net(self.mlp_extractor.forward_critic(heads.flatten(0, 1)))
         return values if len(heads) == 1 else values.view(len(heads), -1, 1).mean(0)
 
-    def distribution_at(self, obs: PyTorchObs, latents: th.Tensor, hidden: th.Tensor) -> Distribution:
+    def distribution_at(
+        self, obs: PyTorchObs, latents: th.Tensor, hidden: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> Distribution:
         """Action distribution where the heads read given latents instead of draws of the policy's own.
 
         :param obs: observations of N environments
         :param latents: shape (K, N, D)
         :param hidden: hidden states after the observations, shape (N, H), see :attr:`PolicyStep.hidden
             <sb3_laplace.policies.types.PolicyStep>`
+        :param action_masks: True for what is allowed, shape (N, n); None if all is
         :return: the mixture over the K latents
         """
-        return self._mixture(self._head_input(latents, hidden, self._actor_features(obs)))
+        return self._mixture(self._head_input(latents, hidden, self._actor_features(obs)), action_masks)
 
     def to_env_actions(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment takes them: unscaled if they were squashed, else clipped to the bounds.

@@ -11,7 +11,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_laplace.checks import check_no_nan
+from sb3_laplace.checks import check_action_masks, check_no_nan
 from sb3_laplace.policies.reward_prediction import RewardPredictionPolicy
 from sb3_laplace.policies.types import Evaluation, PolicyStep, RecurrentState, RecurrentStates
 from sb3_laplace.posteriors import SequenceInputs
@@ -57,6 +57,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         states: RecurrentStates | RNNStates,
         episode_starts: th.Tensor,
         deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
     ) -> PolicyStep:
         """One step of acting, with everything that a rollout stores.
 
@@ -65,12 +66,14 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
             posterior is the prior
         :param episode_starts: 1 where an episode starts, shape (N,)
         :param deterministic: act on the posterior's mean and take the mode
+        :param action_masks: True for the actions that are allowed, in sb3-contrib's order, shape (N, n); None if all
+            are. They are taken as they are: :func:`~sb3_laplace.checks.check_action_masks` checks them.
         """
         pi_features, vf_features = self._features(obs)
         hidden, step, pi_state = self._advance(pi_features, self._actor_state(states.pi), episode_starts)
         latents, noise = self._draw(step.posterior, deterministic)
         heads = self._head_input(latents, hidden, pi_features)
-        distribution = self._mixture(heads)
+        distribution = self._mixture(heads, action_masks)
         vf_state = pi_state
         if self.shared_lstm:
             values = self._values(heads)
@@ -83,9 +86,8 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         actions = distribution.get_actions(deterministic=deterministic)
         log_prob = distribution.log_prob(actions)
         actions = actions.reshape((-1, *self.action_space.shape))  # type: ignore[misc]
-        return PolicyStep(
-            actions, values, log_prob, RecurrentStates(pi_state, vf_state), step, noise, hidden, pi_features
-        )
+        after = RecurrentStates(pi_state, vf_state)
+        return PolicyStep(actions, values, log_prob, after, step, noise, hidden, pi_features, action_masks)
 
     def forward(  # type: ignore[override]
         self,
@@ -111,6 +113,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         lstm_states: RecurrentState | tuple[th.Tensor, ...],
         episode_starts: th.Tensor,
         deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
     ) -> tuple[Distribution, RecurrentState]:
         """Action distribution given the observations.
 
@@ -118,12 +121,13 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param lstm_states: the actor's state, ``pi`` of :meth:`initial_states`
         :param episode_starts: 1 where an episode starts, shape (N,)
         :param deterministic: whether to stay at the posterior's mean instead of drawing latents
+        :param action_masks: True for the actions that are allowed, shape (N, n); None if all are
         :return: the distribution and the new state
         """
         features = self._actor_features(obs)
         hidden, step, state = self._advance(features, self._actor_state(lstm_states), episode_starts)
         latents, _ = self._draw(step.posterior, deterministic)
-        return self._mixture(self._head_input(latents, hidden, features)), state
+        return self._mixture(self._head_input(latents, hidden, features), action_masks), state
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: RecurrentState | tuple[th.Tensor, ...], episode_starts: th.Tensor
@@ -159,6 +163,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         episode_starts: th.Tensor,
         noise: th.Tensor | None = None,
         memory: Mapping[str, Sequence[th.Tensor]] | None = None,
+        action_masks: th.Tensor | None = None,
     ) -> Evaluation:
         """Evaluate the actions of whole sequences, at the latents of the rollout.
 
@@ -172,6 +177,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param noise: noise of the rollout, shape (K, n_seq, T, D); None to stay at the mean
         :param memory: what the posterior stored of every step for its KL, by name, a tensor (T or T - 1, ...) for each
             sequence; None if the KL is not asked for
+        :param action_masks: True for the actions that were allowed, shape (n_seq * T, n); None if all were
         """
         pi = states.pi
         n_seq = pi.core[0].shape[1]
@@ -185,7 +191,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         )
         latents = replay.latents.reshape(-1, n_steps, replay.latents.shape[-1])
         heads = self._head_input(latents, hidden.reshape(n_steps, -1), pi_features)
-        distribution = self._mixture(heads)
+        distribution = self._mixture(heads, action_masks)
         if self.shared_lstm:
             values = self._values(heads.detach() if self.detach_critic else heads)
         else:
@@ -216,6 +222,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Actions for observations, and the recurrent state with the posterior in it.
 
@@ -223,9 +230,12 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param state: the state returned by the last call; None before the first
         :param episode_start: True where an episode starts, shape (N,)
         :param deterministic: act on the posterior's mean and take the mode
+        :param action_masks: True for the actions that are allowed, in sb3-contrib's order, shape (N, n), or (n,) of one
+            environment; None if all are
         :return: actions, and the state: (h, c, then the posterior's own, each (layers or 1, N, ...)), see
             :meth:`posterior`
-        :raises ValueError: if the observation holds NaN or the state is not one of this policy
+        :raises ValueError: if the observation holds NaN, the state is not one of this policy, or the masks do not fit
+            the action space or leave no action
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple):
@@ -237,13 +247,16 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         obs_tensor, vectorized = self.obs_to_tensor(observation)
         first = next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor
         n_envs = len(first)
+        masks = None
+        if action_masks is not None:
+            masks = th.as_tensor(check_action_masks(action_masks, self.action_space, n_envs), device=self.device)
         with th.no_grad():
             before = self.initial_states(n_envs).pi if state is None else self._restore_state(state, n_envs)
             starts = np.zeros(n_envs) if episode_start is None else np.asarray(episode_start)
             if starts.size != n_envs:
                 raise ValueError(f"episode_start must have shape {(n_envs,)}, got {starts.shape}.")
             episode_starts = th.as_tensor(starts).to(self.latent_layer.prior_mean).view(n_envs)
-            distribution, after = self.get_distribution(obs_tensor, before, episode_starts, deterministic)
+            distribution, after = self.get_distribution(obs_tensor, before, episode_starts, deterministic, masks)
             actions = distribution.get_actions(deterministic=deterministic).cpu().numpy()
         actions = actions.reshape((-1, *self.action_space.shape))  # type: ignore[misc]
         actions = self.to_env_actions(actions)

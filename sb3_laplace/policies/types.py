@@ -88,6 +88,7 @@ class PolicyStep(NamedTuple):
     :param noise: noise of the drawn latents, shape (K, N, D); None if K = 0
     :param hidden: hidden states of the actor's core after the step, shape (N, H)
     :param features: features that it read, shape (N, F)
+    :param action_masks: True for the actions that were allowed, shape (N, n); None if all were
     """
 
     actions: th.Tensor
@@ -98,6 +99,7 @@ class PolicyStep(NamedTuple):
     noise: th.Tensor | None
     hidden: th.Tensor
     features: th.Tensor
+    action_masks: th.Tensor | None = None
 
 
 class Evaluation(NamedTuple):

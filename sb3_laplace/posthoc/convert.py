@@ -215,4 +215,5 @@ def _carry_over(source: RecurrentPPO, model: LaplaceRecurrentPPO) -> None:
     if source._last_obs is not None:
         model.was_normalized = source._last_original_obs is not None
     model.was_normalized = getattr(source, "was_normalized", model.was_normalized)
+    model.use_masking = getattr(source, "use_masking", None)
     model.ep_info_buffer, model.ep_success_buffer = source.ep_info_buffer, source.ep_success_buffer

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_laplace.vec_env.infos import entries_of, from_reset, metrics, observations_of, unbatch, with_final_infos
+from sb3_laplace.vec_env.masks import ATTRIBUTE, ReportedMasks
 
 
 class GymnasiumVecEnv(VecEnv):
@@ -43,6 +44,9 @@ class GymnasiumVecEnv(VecEnv):
       from it. (Marked as terminated, its return would be 0: on CartPole cut after 10 steps, where the
       value of a state is 50, PPO then learned 18; with truncation 48, with ``SAME_STEP`` 50.) What
       counts dones instead of ``info["episode"]``, such as ``VecMonitor``, counts these as well.
+
+    By sb3-contrib's convention environments with a method ``action_masks()`` have their actions masked, see
+    :meth:`action_masks`; those that report masks in their infos have it too, from the first reset on.
 
     :param env: The batched environment
     :param filename: Where to write the episodes, like ``Monitor`` but one file for all; None for no file
@@ -79,6 +83,8 @@ class GymnasiumVecEnv(VecEnv):
                 "SAME_STEP avoids that."
             )
 
+        # Whether they have a method or attribute of that name, None before it is asked
+        self._own_masks: bool | None = None
         self.t_start = time.time()
         self._results_writer: ResultsWriter | None = None
         if filename is not None:
@@ -94,6 +100,7 @@ class GymnasiumVecEnv(VecEnv):
         self._sums: dict[str, np.ndarray] = {}
         # NEXT_STEP: the environments that ignore the next action, with their terminal observations
         self._ignoring: dict[int, Any] = {}
+        self._reported_masks = ReportedMasks(self.num_envs)
 
     def reset(self) -> VecEnvObs:
         seed = self._seeds[0]  # environment i gets seed + i by Gymnasium's convention
@@ -103,6 +110,7 @@ class GymnasiumVecEnv(VecEnv):
         self._reset_options()
         self._clear_episodes()
         self.reset_infos = unbatch(infos, np.arange(self.num_envs), self.num_envs)
+        self._reported_masks.update(infos)
         return self._own(obs)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -116,6 +124,7 @@ class GymnasiumVecEnv(VecEnv):
             self.step_infos = with_final_infos(infos, infos.get("final_info", {}), dones)
         else:
             self.step_infos = infos
+        self._reported_masks.update(infos)
 
         self._returns += rewards
         self._lengths += 1
@@ -180,6 +189,7 @@ class GymnasiumVecEnv(VecEnv):
             self.step_infos = deepcopy(self.step_infos)
             reset_obs, reset_infos = self.env.reset(options={"reset_mask": dones})
             self._set_reset_infos(reset_infos, ended)
+            self._reported_masks.update(reset_infos, dones)
             for key in obs if isinstance(obs, dict) else [...]:
                 obs[key][ended] = reset_obs[key][ended]
         return terminal_obs
@@ -225,7 +235,44 @@ class GymnasiumVecEnv(VecEnv):
         frames: Any = self.env.render() if self.render_mode == "rgb_array" else [None] * self.num_envs
         return list(frames)
 
+    def action_masks(self) -> Any:
+        """
+        The actions that each environment allows next, by the first that there is: ``action_masks()`` of the single
+        environments (``SyncVectorEnv``, ``AsyncVectorEnv``); that method of the batched one, or its attribute of that
+        name; ``infos["action_mask"]`` of the last reset or step. What ``infos`` hold belongs to the observations
+        returned with them, of an environment that reset itself to the first of its new episode. An environment
+        that ignores its next action (``NEXT_STEP``) allows all.
+
+        :return: As the environments have it: an array (num_envs, n), or a list of num_envs masks
+        :raises AttributeError: If the environments have no masks
+        :raises ValueError: If only some of them report one
+        """
+        base = self.env.unwrapped
+        masks: Any
+        if not self._has_own_masks():
+            masks = self._reported_masks.of_all()
+        elif isinstance(base, SyncVectorEnv):
+            masks = [env.get_wrapper_attr(ATTRIBUTE)() for env in base.envs]
+        elif isinstance(base, AsyncVectorEnv):
+            masks = base.call(ATTRIBUTE)
+        else:
+            own = getattr(self._owner(ATTRIBUTE), ATTRIBUTE)
+            masks = own() if callable(own) else own
+        if self._ignoring:
+            masks = np.array(masks)
+            masks[list(self._ignoring)] = True
+        return masks
+
+    def _has_own_masks(self) -> bool:
+        # They do not change; workers are asked once
+        if self._own_masks is None:
+            self._own_masks = self._offers(ATTRIBUTE)
+        return self._own_masks
+
     def has_attr(self, attr_name: str) -> bool:
+        return (attr_name == ATTRIBUTE and self._reported_masks.is_known) or self._offers(attr_name)
+
+    def _offers(self, attr_name: str) -> bool:
         if isinstance(self.env.unwrapped, AsyncVectorEnv):
             # There, a look-up that fails ends the worker process
             return all(self.env.unwrapped.call("has_wrapper_attr", attr_name))
@@ -285,6 +332,8 @@ class GymnasiumVecEnv(VecEnv):
         """
         base = self.env.unwrapped
         chosen = list(self._get_indices(indices))
+        if method_name == ATTRIBUTE:
+            return entries_of(self.action_masks(), chosen, self.num_envs)
         if isinstance(base, SyncVectorEnv):
             return [base.envs[i].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for i in chosen]
         self._require_all(chosen, method_name)

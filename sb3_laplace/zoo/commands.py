@@ -11,6 +11,7 @@ from huggingface_sb3 import EnvironmentName
 from sb3_laplace.errors import InputError, describe, is_bug, is_users, passed_through
 from sb3_laplace.zoo.algorithms import register_algorithms
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager
+from sb3_laplace.zoo.masking import masked_agents
 from sb3_laplace.zoo.options import check_enjoying, check_training
 from sb3_laplace.zoo.programs import run_program
 from sb3_laplace.zoo.ranks import rank_output
@@ -64,7 +65,8 @@ def _enjoy(arguments: list[str]) -> None:
     from rl_zoo3.enjoy import enjoy
 
     try:
-        run_program(enjoy, "enjoy", arguments, check_enjoying)
+        with masked_agents(enjoy):
+            run_program(enjoy, "enjoy", arguments, check_enjoying)
     except InputError:
         raise
     except Exception as error:

@@ -38,6 +38,7 @@ from sb3_laplace.zoo.algorithms import algorithm_of, default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.ranks import freq_of_rank
+from sb3_laplace.zoo.masking import MaskedEvalCallback, MaskedTrialEvalCallback
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
 from sb3_laplace.zoo.trials import SeedOfTrial, mean_over_seeds
@@ -45,6 +46,9 @@ from sb3_laplace_envs.wrappers import Trial
 
 # RL Zoo evaluates the policy_kwargs of a configuration with the names of its own module, of which nn is one
 exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
+# The evaluations that it makes
+exp_manager.EvalCallback = MaskedEvalCallback  # type: ignore[misc]
+exp_manager.TrialEvalCallback = MaskedTrialEvalCallback  # type: ignore[misc]
 
 # What a configuration can make go wrong before training starts
 _CONFIGURATION_ERRORS = (

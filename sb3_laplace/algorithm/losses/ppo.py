@@ -6,8 +6,8 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm import distributed
-from sb3_laplace.algorithm.losses.base import LossTerm, valid
-from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples
+from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
+from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
 
 
 class PPOTerm(LossTerm):
@@ -25,6 +25,11 @@ class PPOTerm(LossTerm):
     def begin_rollout(self, env: VecEnv) -> None:
         # Everything is in the buffer whatever the coefficient is
         self.is_stored = True
+
+    def columns(self, step: RolloutStep) -> dict[str, TensorOrDict]:
+        # Every term's distribution is masked, and this term is always there
+        masks = step.acted.action_masks
+        return {} if masks is None else {"action_masks": masks}
 
     def begin_update(self) -> None:
         super().begin_update()

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
-from sb3_laplace.checks import is_no_choice
+from sb3_laplace.checks import is_masked_out, is_no_choice
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
 from sb3_laplace.vec_env.infos import attribute_of, column_of
 
@@ -29,7 +29,16 @@ class TargetTerm(LossTerm):
         self._action_scale = attribute_of(env, "action_scale", 1.0) if self.is_stored else 1.0
 
     def columns(self, step: RolloutStep) -> dict[str, TensorOrDict]:
-        return {"targets": th.as_tensor(self.targets(step.infos), device=self.policy.device)}
+        targets, masks = self.targets(step.infos), step.acted.action_masks
+        if masks is not None:
+            forbidden = is_masked_out(targets, masks.cpu().numpy(), self.policy.action_space)
+            if forbidden.any():
+                env = int(forbidden.argmax())
+                raise ValueError(
+                    f"info['target'] must be an action that action_masks allow, got {targets[env]} from environment "
+                    f"{env}, whose mask is {masks[env].int().tolist()}."
+                )
+        return {"targets": th.as_tensor(targets, device=self.policy.device)}
 
     def targets(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """Targets of the actions just taken, as the policy has actions, flat for a Box, shape (n_envs, ...).
