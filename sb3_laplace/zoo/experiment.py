@@ -37,8 +37,8 @@ from sb3_laplace.vec_env import make_batched_vec_env
 from sb3_laplace.zoo.algorithms import algorithm_of, default_config
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
-from sb3_laplace.zoo.ranks import freq_of_rank
 from sb3_laplace.zoo.masking import MaskedEvalCallback, MaskedTrialEvalCallback
+from sb3_laplace.zoo.ranks import freq_of_rank
 from sb3_laplace.zoo.search_spaces import fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
 from sb3_laplace.zoo.trials import SeedOfTrial, mean_over_seeds
