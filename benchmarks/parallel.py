@@ -50,6 +50,7 @@ class Sizes:
     :param hidden_size: LSTM units
     :param numbers: numbers of weights of the all-reduce
     :param ranks: numbers of ranks of the all-reduce
+    :param curve_n_envs: environments of all ranks together of the learning curves
     :param curve_steps: environment steps of a learning curve
     :param seeds: seeds of the learning curves
     """
@@ -60,8 +61,9 @@ class Sizes:
     hidden_size: int = 128
     numbers: tuple[int, ...] = (1_000, 30_000, 100_000, 300_000, 1_000_000)
     ranks: tuple[int, ...] = (2, 4)
-    curve_steps: int = 100_000
-    seeds: tuple[int, ...] = (0, 1, 2)
+    curve_n_envs: int = 16
+    curve_steps: int = 60_000
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
 
 # -- in the processes ---------------------------------------------------------------------------------------
@@ -99,28 +101,32 @@ def time_allreduce(numbers: Sequence[int], repeats: int) -> list[Record]:
     return records
 
 
-def learning_curve(n_envs: int, n_steps: int, n_timesteps: int, seed: int) -> float:
-    """Mean return of the last episodes of a training on the bandit, n_envs being a rank's."""
-    env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs, seed=seed, env_kwargs={"trial_length": n_steps})
-    model = LaplaceRecurrentPPO(
-        "LaplaceLstmPolicy",
-        env,
-        learning_rate=1e-3,
-        n_steps=n_steps,
-        # A quarter of the rollout of all ranks in each step of the optimizer
-        batch_size=n_envs * n_steps // 4,
-        n_epochs=4,
-        ent_coef=0.01,
-        stats_window_size=512,
-        policy_kwargs={"lstm_hidden_size": 64, "latent_dim": 32},
-        seed=seed,
-        device="cpu",
-    ).learn(n_timesteps)
-    assert model.ep_info_buffer is not None
-    return float(np.mean([episode["r"] for episode in model.ep_info_buffer]))
+def learning_curves(n_envs: int, n_steps: int, n_timesteps: int, seeds: Sequence[int]) -> list[float]:
+    """Mean returns of the last episodes of trainings on the bandit, n_envs being a rank's."""
+    returns = []
+    for seed in seeds:
+        env = make_vec_env("sb3_laplace/DirichletBandit-v0", n_envs, seed=seed, env_kwargs={"trial_length": n_steps})
+        model = LaplaceRecurrentPPO(
+            "LaplaceLstmPolicy",
+            env,
+            learning_rate=2e-3,
+            n_steps=n_steps,
+            # A quarter of the rollout of all ranks in each step of the optimizer
+            batch_size=n_envs * n_steps // 4,
+            n_epochs=4,
+            gamma=0.9,
+            ent_coef=0.01,
+            stats_window_size=400,
+            policy_kwargs={"lstm_hidden_size": 64, "latent_dim": 32, "shared_lstm": True, "enable_critic_lstm": False},
+            seed=seed,
+            device="cpu",
+        ).learn(n_timesteps)
+        assert model.ep_info_buffer is not None
+        returns.append(float(np.mean([episode["r"] for episode in model.ep_info_buffer])))
+    return returns
 
 
-WORK: dict[str, Callable[..., Any]] = {"learn": time_learn, "allreduce": time_allreduce, "curve": learning_curve}
+WORK: dict[str, Callable[..., Any]] = {"learn": time_learn, "allreduce": time_allreduce, "curves": learning_curves}
 
 
 def in_ranks(n_ranks: int, work: str, n_threads: int = 1, **arguments: Any) -> Any:
@@ -244,25 +250,21 @@ def measure_allreduce(sizes: Sizes, learn: Record | None) -> Record:
 
 
 def measure_curves(sizes: Sizes) -> Record:
-    """Return at the end of training of one rank and of two, by seed."""
-    returns = {
-        n_ranks: [
-            in_ranks(
-                n_ranks, "curve", n_envs=64 // n_ranks, n_steps=sizes.n_steps, n_timesteps=sizes.curve_steps, seed=seed
-            )
-            for seed in sizes.seeds
-        ]
-        for n_ranks in (1, 2)
-    }
+    """Return at the end of training of one rank and of two, by seed, and how they differ."""
+    total, shape = sizes.curve_n_envs, {"n_steps": sizes.n_steps, "n_timesteps": sizes.curve_steps}
+    returns = {n: in_ranks(n, "curves", n_envs=total // n, seeds=sizes.seeds, **shape) for n in (1, 2)}
     print_table(
-        f"Return after {sizes.curve_steps} steps on the bandit, mean of the last 512 episodes",
+        f"Return after {sizes.curve_steps} steps on the bandit, mean of the last 400 episodes",
         ("ranks x environments", *(f"seed {seed}" for seed in sizes.seeds), "mean"),
         [
-            (f"{n} x {64 // n}", *(f"{value:.2f}" for value in values), f"{statistics.mean(values):.2f}")
+            (f"{n} x {total // n}", *(f"{value:.2f}" for value in values), f"{statistics.mean(values):.2f}")
             for n, values in returns.items()
         ],
     )
-    return {str(n): values for n, values in returns.items()}
+    difference = statistics.mean(returns[2]) - statistics.mean(returns[1])
+    error = (sum(statistics.variance(values) for values in returns.values()) / len(sizes.seeds)) ** 0.5
+    print(f"\nTwo ranks less one: {difference:.2f}, standard error {error:.2f}")
+    return {"returns": {str(n): values for n, values in returns.items()}, "difference": difference, "error": error}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 
 from sb3_laplace import LaplaceRecurrentPPO
 from sb3_laplace.algorithm import distributed
+from sb3_laplace.algorithm.parallel import _interleaved
 from tests.parallel_worker import (
     MINIBATCHES,
     gradient,
@@ -167,6 +168,14 @@ def test_statistics_are_of_all_ranks(finished: Path) -> None:
         found = [episode["r"] for episode in result["episodes"]]
         assert sorted(found) == sorted(own[0] + own[1])
         assert sorted(found[-2:]) == sorted([own[0][-1], own[1][-1]])
+
+
+def test_the_last_episodes_are_those_of_all_ranks() -> None:
+    """SB3 keeps the last: they must not be one rank's."""
+    found = _interleaved([[1, 2, 3], [], [10, 20]])
+    assert sorted(found) == [1, 2, 3, 10, 20]
+    assert sorted(found[-2:]) == [3, 20]
+    assert [one for one in found if one < 10] == [1, 2, 3]
 
 
 def test_rank_0_alone_writes(finished: Path) -> None:
