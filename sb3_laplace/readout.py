@@ -59,12 +59,12 @@ def moments_of(means: np.ndarray, targets: np.ndarray, weight: float = 1.0) -> t
 class ReadoutMoments:
     """The moments of means and tasks that a read-out is solved from, by ridge regression.
 
-    :param decay: what the moments so far are multiplied by whenever there are new ones: 1 weighs all alike, less
-        forgets those of earlier weights
+    Attribute ``decay``: what the moments so far are multiplied by whenever there are new ones. 1 weighs all alike, less
+    forgets those of earlier weights.
     """
 
-    def __init__(self, decay: float = 1.0) -> None:
-        self._decay = decay
+    def __init__(self) -> None:
+        self.decay = 1.0
         self._inputs: Any = 0.0
         self._products: Any = 0.0
 
@@ -86,8 +86,8 @@ class ReadoutMoments:
         if np.ndim(self._products):
             new = products.shape[1] - self._products.shape[1]
             self._products = np.pad(self._products, ((0, 0), (0, new)))
-        self._inputs = self._decay * self._inputs + inputs
-        self._products = self._decay * self._products + products
+        self._inputs = self.decay * self._inputs + inputs
+        self._products = self.decay * self._products + products
 
     def solve(self, ridge: float = 1e-4) -> Readout:
         """The read-out with the least squared error, and a penalty on its weights.

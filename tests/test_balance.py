@@ -191,14 +191,41 @@ def test_earlier_rollouts_are_forgotten() -> None:
     np.testing.assert_allclose(balance._sums[0], [0.0, 50 * (0.64 + 0.8 + 1.0), 50 * (0.64 + 1.0)])
 
 
+@pytest.mark.parametrize(("n_envs", "decay"), [(1, 0.8), (200, 0.5), (400, 0.0), (800, 0.0)])
+def test_how_much_of_earlier_read_outs_is_left(n_envs: int, decay: float) -> None:
+    """None, where a rollout has 100 posteriors for each of the 3 units and the bias; at most 0.8."""
+    balance = TaskBalance(n_envs, 1, seed=0)
+    for sign in (1.0, -1.0):
+        steps, theta = conjugate(n_envs, 1, 1.0)
+        balance.begin()
+        balance.add(steps[0], np.zeros(n_envs), sign * theta)
+        balance.log_ratio()
+    assert balance._readout is not None
+    only = TaskBalance(n_envs, 1, seed=0)
+    only.begin()
+    only.add(steps[0], np.zeros(n_envs), -theta)
+    only.log_ratio()
+    assert only._readout is not None
+    if n_envs > 1:
+        # Of equal means and opposite tasks
+        expected = only._readout.weights * (1.0 - decay) / (1.0 + decay)
+        np.testing.assert_allclose(balance._readout.weights, expected, rtol=1e-6, atol=1e-9)
+    assert balance._moments.decay == decay
+
+
 def test_weights_and_ratio_by_hand() -> None:
     # Step 3 was never seen; step 4 claims a hundredth
     balance = balance_of([0, 10, 10, 0, 10], [0, 20, 20, 0, 20], [0, 20, 20, 0, 0.2])
-    assert balance._balance() == pytest.approx(math.log(100.0) / 3)
+    assert balance._balance() == pytest.approx(math.log(6.0 / 4.02))
+    # Whose weight is at most 20 times the median's
     np.testing.assert_allclose(balance._weights, [0, 0.5, 0.5, 0, 10])
+    # Squared ratios over claims; ratios count from 1/20 to 20
+    balance = balance_of([0, 10, 5, 10, 10], [0, 30, 5, 300, 0.1], [0, 10, 5, 10, 10])
+    assert balance._balance() == pytest.approx(math.log(34.01 / 4))
+    np.testing.assert_allclose(balance._weights, [0, 9, 1, 20 * 5, 1 / 400])
     # What claims nothing beside another of 10 is taken to claim a millionth of it
     balance = balance_of([0, 1, 1], [0, 10, 1e-4], [0, 10, 0])
-    assert balance._balance() == pytest.approx(math.log(10.0) / 2)
+    assert balance._balance() == pytest.approx(math.log(10.0001 / 10.00001))
 
 
 @pytest.mark.parametrize(("claim", "scale", "exists"), [(1e-9, 4.0, False), (1e-8, 4.0, True), (1e-10, 1.0, False)])
@@ -261,7 +288,13 @@ def test_the_penalty_in_the_read_out_by_hand() -> None:
     weights = balance._readout.weights  # type: ignore[union-attr]
     # What each step claims, from the literal precisions 1 + t / 4
     claims = [np.sum(weights**2) * (1 / (1 + t / 4) - 1 / (1 + (t + 1) / 4)) for t in range(4)]
-    expected = [np.square(moved.detach().numpy()[0, i] @ weights).sum() / claims[t] for i, t in ((1, 1), (2, 3))]
+    means = [step.posterior.mean.double().numpy() for step in steps]
+    # And how much the belief moves for it on average
+    ratios = [np.square((means[t] - means[t - 1]) @ weights).sum(1).mean() / claims[t] for t in range(1, 4)]
+    expected = [
+        ratios[t - 1] ** 2 * np.square(moved.detach().numpy()[0, i] @ weights).sum() / claims[t]
+        for i, t in ((1, 1), (2, 3))
+    ]
     np.testing.assert_allclose(penalty.detach().numpy(), [0.0, *expected, 0.0], rtol=1e-4)
     penalty.sum().backward()
     assert moved.grad is not None

@@ -30,7 +30,8 @@ def test_the_read_out_is_the_least_squares_solution() -> None:
 def test_decay_forgets() -> None:
     rng = np.random.default_rng(0)
     means = rng.normal(size=(100, 2))
-    moments = ReadoutMoments(decay=0.5)
+    moments = ReadoutMoments()
+    moments.decay = 0.5
     moments.add(means, means @ [[1.0], [0.0]])
     moments.add(means, means @ [[0.0], [1.0]])
     # Weights 1/2 and 1

@@ -23,11 +23,15 @@ from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder, moments_of
 # Posteriors whose widths are looked at in a rollout: as many diagonal ones, or full ones, whose inverses cost
 _MAX_DIAGONAL = 20_000
 _MAX_FULL = 400
-# How fast what earlier rollouts have shown is forgotten
+# How fast what earlier rollouts have shown is forgotten, at least
 _DECAY = 0.8
-# A step's weight in the penalty, relative to the median step's, and the range of a step's ratio
+# So many posteriors for each unit of the latent are enough for a read-out: earlier ones are of other weights, and from
+# a mixture of weights the read-out comes out too small, and the ratio too large
+_ENOUGH = 100
+# A step's weight in the penalty, relative to the median step's, the range of ratios, and that of a step's in its weight
 _MAX_WEIGHT = 20.0
 _MAX_RATIO = 1e3
+_MAX_STEP_RATIO = 20.0
 # A rollout's posteriors of less claim than this, per step, claim to learn nothing
 _NO_CLAIM = 1e-9
 
@@ -42,7 +46,8 @@ class Balance(ABC):
 
     #: Name of the mean penalty in the log
     name: str
-    #: Largest coefficient that it takes
+    #: Range of the coefficient
+    least: float
     largest: float
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
@@ -90,7 +95,7 @@ class LatentBalance(Balance):
     """In the latent itself, whitened by the precision before the step; the penalty is the KL."""
 
     name = "kl_loss"
-    largest = 1.0
+    least, largest = 1e-6, 1.0
 
     def begin(self) -> None:
         self._pairs: list[tuple[Gaussian, Gaussian]] = []
@@ -103,10 +108,10 @@ class LatentBalance(Balance):
             self._pairs.append((step.posterior[index], step.previous[index]))
 
     def log_ratio(self) -> float | None:
-        means = _merged(self._means_of_rollout())
-        if means is None:
+        merged = _merged(self._means_of_rollout())
+        if merged is None:
             return None
-        moved, claimed = means
+        _, (moved, claimed) = merged
         if claimed < _NO_CLAIM:
             return None
         return float(np.log(max(moved / claimed, 1.0 / _MAX_RATIO)))
@@ -127,19 +132,19 @@ class LatentBalance(Balance):
 class TaskBalance(Balance):
     """In the linear read-out of the task, step by step of the trial.
 
-    The read-out B is fitted to the rollouts so far. d_t = |B (m_t - m_{t-1})|^2 and e_t = tr B (Sigma_{t-1} - Sigma_t)
-    B^T are averaged over trials step by step; the penalty is d_t / e_t, at most 20 times the median step's weight, and
-    the ratio is the geometric mean of the steps' ratios: early steps, which claim the most, count no more than late.
+    The read-out B is fitted to the rollout, and to earlier ones where it is short. d_t = |B (m_t - m_{t-1})|^2 and
+    e_t = tr B (Sigma_{t-1} - Sigma_t) B^T are averaged over trials step by step. The ratio is sum d_t / sum e_t, which
+    is 1 where the prior is as wide as the tasks differ. The penalty is r_t^2 d_t / e_t with r_t = E d_t / E e_t of the
+    step: late steps may move a hundred times as much as they claim, and it is these that are held back.
     """
 
     name = "consistency_loss"
-    # The penalty is about 1 where the belief moves as it claims, whatever the units: a coefficient of 0.1 keeps the
-    # agent of the grid from learning
-    largest = 0.02
+    # Below, the penalty does nothing; and the way up should not take half of a training
+    least, largest = 1e-5, 0.1
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
         super().__init__(n_envs, n_steps, seed)
-        self._encoder, self._moments = TaskEncoder(), ReadoutMoments(_DECAY)
+        self._encoder, self._moments = TaskEncoder(), ReadoutMoments()
         # By step of a trial: number of posteriors, moves, claims
         self._sums = np.zeros((3, 0))
         self._readout: Readout | None = None
@@ -168,10 +173,12 @@ class TaskBalance(Balance):
 
     def log_ratio(self) -> float | None:
         self._agree_on_tasks()
-        moments = _merged(self._moments_of_rollout())
-        if moments is None:
+        merged = _merged(self._moments_of_rollout())
+        if merged is None:
             return None
-        self._moments.add_moments(*moments)
+        number, (inputs, products) = merged
+        self._moments.decay = min(max(1.0 - number / (_ENOUGH * len(inputs)), 0.0), _DECAY)
+        self._moments.add_moments(inputs, products)
         self._readout = self._moments.solve()
         sums = [of_rank for of_rank in distributed.gather(self._sums_of_rollout()) if of_rank is not None]
         if not sums:
@@ -221,10 +228,12 @@ class TaskBalance(Balance):
             self._weights = np.zeros(len(number))
             return None
         mean_claim = np.maximum(mean_claim, 1e-6 * largest)
-        weights = np.where(known, 1.0 / mean_claim, 0.0)
+        mean_move = np.divide(moved, number, out=np.zeros_like(moved), where=known)
+        ratios = np.clip(mean_move / mean_claim, 1.0 / _MAX_STEP_RATIO, _MAX_STEP_RATIO)
+        weights = np.where(known, np.square(ratios) / mean_claim, 0.0)
         self._weights = np.minimum(weights, _MAX_WEIGHT * np.median(weights[known]))
-        ratios = np.divide(moved, number, out=np.ones_like(moved), where=known) / mean_claim
-        return float(np.log(np.clip(ratios[known], 1.0 / _MAX_RATIO, _MAX_RATIO)).mean())
+        ratio = mean_move[known].sum() / mean_claim[known].sum()
+        return float(np.log(np.clip(ratio, 1.0 / _MAX_RATIO, _MAX_RATIO)))
 
     def _width(self, gaussian: Gaussian) -> np.ndarray:
         assert self._readout is not None
@@ -250,8 +259,8 @@ class TaskBalance(Balance):
         return (moves @ readout).square().sum(-1) * weight
 
 
-def _merged(of_rank: tuple[int, list[Any]]) -> list[Any] | None:
-    """Means over all ranks; None if there is nothing on any.
+def _merged(of_rank: tuple[int, list[Any]]) -> tuple[int, list[Any]] | None:
+    """Number and means over all ranks; None if there is nothing on any.
 
     :param of_rank: a number, and means of so many on this rank, each a number or an array
     """
@@ -259,7 +268,7 @@ def _merged(of_rank: tuple[int, list[Any]]) -> list[Any] | None:
     if not ranks:
         return None
     total = sum(number for number, _ in ranks)
-    return [
+    return total, [
         sum(number / total * mean for (number, _), mean in zip(ranks, means, strict=True))
         for means in zip(*(means for _, means in ranks), strict=True)
     ]

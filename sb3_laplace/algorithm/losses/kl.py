@@ -19,7 +19,7 @@ from sb3_laplace.vec_env.infos import ignored_steps
 
 # What log(kl_coef) moves by when moves are e times the claims or more, and its bounds
 _STEP = 0.2
-_LEAST, _MOST = 1e-6, LatentBalance.largest
+_LEAST, _MOST = LatentBalance.least, LatentBalance.largest
 #: The coefficient that "auto" starts from
 INITIAL_AUTO = 1e-4
 
@@ -51,7 +51,8 @@ class KLTerm(LossTerm):
     With ``kl_coef="auto"`` the coefficient is the multiplier of the constraint that the posterior moves ``kl_target``
     times as much as it claims to learn: after each rollout ``log kl_coef += 0.2 clip(log(r / kl_target), -1, 1)`` (dual
     ascent), r being moves over claims, see :mod:`~sb3_laplace.algorithm.losses.consistency`. Where the environments
-    report their task the penalty is on the moves of its linear read-out, and the coefficient at most 0.02, else 1.
+    report their task the penalty is on the moves of its linear read-out and the coefficient in [1e-5, 0.1], else the
+    penalty is the KL and the coefficient in [1e-6, 1].
     """
 
     coefficient: ClassVar[str] = "kl_coef"
@@ -140,7 +141,7 @@ class KLTerm(LossTerm):
         if log_ratio is not None:
             error = log_ratio - math.log(self.algorithm.kl_target)  # type: ignore[attr-defined]
             coefficient *= math.exp(_STEP * min(max(error, -1.0), 1.0))
-            coefficient = min(max(coefficient, _LEAST), self._balance.largest)
+            coefficient = min(max(coefficient, self._balance.least), self._balance.largest)
             self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratio))
         elif not self._has_warned and distributed.rank() == 0:
             self._has_warned = True
