@@ -111,19 +111,16 @@ def test_a_window_that_loses_what_it_learned() -> None:
 
 
 def test_full_matrices_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the memory every other trial is forgotten, and of diagonal ones none."""
+    """Beyond the memory every other trial is forgotten, down to 40, and of diagonal ones none."""
     env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 10})
     # 4 * 4 units, 10 steps: 640 bytes a trial
-    monkeypatch.setattr(calibration, "_MEMORY", 640 * 50)
-    for covariance, n_kept in (("full", 50), ("diagonal", 200)):
+    cases = (("full", 200, 100, 100), ("full", 200, 15, 50), ("full", 79, 15, 79), ("full", 80, 15, 40))
+    for covariance, n_trials, n_fit, n_kept in (*cases, ("diagonal", 200, 15, 200)):
+        monkeypatch.setattr(calibration, "_MEMORY", 640 * n_fit)
         kwargs = {"latent_dim": 4, "posterior_kwargs": {"covariance": covariance, "prior_std": 1.0}}
         model = small_model(env, policy_kwargs=kwargs)
-        result = calibrate_posterior(model, env, n_trials=200)
+        result = calibrate_posterior(model, env, n_trials=n_trials)
         assert result.n_fitted + result.n_reported == n_kept
-    monkeypatch.setattr(calibration, "_MEMORY", 640 * 15)
-    model = small_model(env, policy_kwargs={"latent_dim": 4, "posterior_kwargs": {"covariance": "full"}})
-    with pytest.raises(ValueError, match="takes 20 complete trials of at least 4 steps whose posteriors fit in 0 MB"):
-        calibrate_posterior(model, env, n_trials=200)
 
 
 def test_too_few_trials_that_are_long_enough() -> None:

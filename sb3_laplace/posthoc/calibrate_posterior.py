@@ -23,6 +23,8 @@ MIN_TRIALS = 20
 _MIN_STEPS = 4
 # Curvatures kept, in bytes: beyond it every other trial is forgotten
 _MEMORY = 2**26
+# But so many trials are kept, however large: half of them fit, half report
+_LEAST_KEPT = 40
 
 
 @dataclass
@@ -98,7 +100,8 @@ def calibrate_posterior(
     Means do not change, so an agent that acts without samples acts as before; one that samples draws from another
     width, which its heads may not read well: :func:`~sb3_laplace.calibrate_prior_std` is for what sampling costs.
 
-    Full precision matrices take much memory: whenever those kept exceed 64 MB, every other trial is forgotten.
+    Full precision matrices take much memory: whenever those kept exceed 64 MB, every other trial is forgotten, until 40
+    to 79 are left.
     The environment, VecNormalize and torch's generators are treated as by ``calibrate_prior_std``.
 
     :param model: an agent with a Laplace posterior
@@ -117,8 +120,8 @@ def calibrate_posterior(
     halves = trials[::2], trials[1::2]
     if len(trials) < MIN_TRIALS:
         raise ValueError(
-            f"Calibration takes {MIN_TRIALS} complete trials of at least {_MIN_STEPS} steps whose posteriors fit in "
-            f"{_MEMORY >> 20} MB, here are {len(trials)} (n_trials={n_trials})."
+            f"Calibration takes {MIN_TRIALS} complete trials of at least {_MIN_STEPS} steps, here are {len(trials)} "
+            f"(n_trials={n_trials})."
         )
     fitted, others = (_join(half) for half in halves)
     if not all(np.isfinite(part).all() for half in (fitted, others) for part in (half.means, half.curvature)):
@@ -172,7 +175,7 @@ def _record(
                 start = bool(played.starts[i])
                 kept.setdefault(row, []).append((means[i].copy(), added[i].astype(np.float32), start, task))
                 n_bytes += 4 * math.prod(added.shape[1:])
-            while n_bytes > _MEMORY and added.ndim == 3 and stride < n_trials:
+            while n_bytes > _MEMORY and added.ndim == 3 and n_trials >= 2 * stride * _LEAST_KEPT:
                 stride *= 2
                 kept = {row: trial for row, trial in kept.items() if row % stride == 0}
                 n_bytes = sum(len(trial) for trial in kept.values()) * 4 * math.prod(added.shape[1:])
