@@ -30,6 +30,7 @@ from sb3_laplace.posteriors import (
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
 from sb3_laplace.posthoc.calibrate import Calibration, calibrate_prior_std
 from sb3_laplace.posthoc.calibrate_posterior import PosteriorCalibration, calibrate_posterior
+from sb3_laplace.posthoc.export import export_policy
 from sb3_laplace.vec_env import GymnasiumVecEnv, make_vec_env
 from sb3_laplace.version import __version__
 
@@ -73,6 +74,7 @@ __all__ = [
     "diagnose",
     "evaluate_belief",
     "evaluate_regression",
+    "export_policy",
     "make_vec_env",
     "posterior_trace",
     "write_report",
