@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 
-from sb3_laplace import LaplaceLstmPolicy
+from sb3_laplace import LaplaceLstmPolicy, LaplaceRecurrentPPO, calibrate_prior_std, make_vec_env, posterior_trace
 from tests.helpers import make_policy
 from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, random_vec_env, small_model
 
@@ -177,3 +177,23 @@ def test_masked_actions(
     for deterministic in (True, False):
         actions, _ = model.predict(obs, deterministic=deterministic)
         assert is_possible(actions).all()
+
+
+class UnmaskedPolicy(LaplaceLstmPolicy):
+    """Overrides methods that have an argument for masks of actions, and has none."""
+
+    def act(self, obs: Any, lstm_states: Any, episode_starts: Any, deterministic: bool = False) -> Any:  # type: ignore[override]
+        return super().act(obs, lstm_states, episode_starts, deterministic)
+
+    def evaluate_sequences(
+        self, obs: Any, actions: Any, states: Any, starts: Any, noise: Any = None, memory: Any = ()
+    ) -> Any:  # type: ignore[override]
+        return super().evaluate_sequences(obs, actions, states, starts, noise=noise, memory=memory)
+
+
+def test_overrides_need_not_know_of_masks() -> None:
+    env = make_vec_env("sb3_laplace/DirichletBandit-v0", 2, seed=0, env_kwargs={"trial_length": 5})
+    model = LaplaceRecurrentPPO(UnmaskedPolicy, env, n_steps=8, batch_size=8, policy_kwargs={"lstm_hidden_size": 4})
+    model.learn(16)
+    assert posterior_trace(model, env, 4).n_trials == 4
+    assert calibrate_prior_std(model, env, prior_stds=[0.1, 1.0], n_trials=4).prior_std in (0.1, 1.0)

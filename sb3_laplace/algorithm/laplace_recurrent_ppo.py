@@ -379,6 +379,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         """
         for term in terms:
             term.begin_minibatch(samples)
+        masked: dict[str, Any] = {name: samples.columns[name] for name in ("action_masks",) if name in samples.columns}
         evaluation = self.policy.evaluate_sequences(
             samples.observations,
             samples.actions,
@@ -386,7 +387,7 @@ class LaplaceRecurrentPPO(SavedPPO):
             samples.episode_starts,
             noise=samples.noise,
             memory=samples.memory,
-            action_masks=samples.columns.get("action_masks"),  # type: ignore[arg-type]
+            **masked,
         )
         return total_loss(terms, samples, evaluation)
 

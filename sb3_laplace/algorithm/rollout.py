@@ -143,9 +143,12 @@ class PosteriorRollouts(MaskedPPO):
         action_masks: np.ndarray | None,
     ) -> PolicyStep:
         starts = th.as_tensor(episode_starts, dtype=th.float32, device=self.device)
-        masks = None if action_masks is None else th.as_tensor(action_masks, device=self.device)
+        # Only where there are any: a policy of the user's that overrides act() need not know of them
+        masked: dict[str, Any] = {}
+        if action_masks is not None:
+            masked["action_masks"] = th.as_tensor(action_masks, device=self.device)
         try:
-            return self.policy.act(obs, states, starts, action_masks=masks)
+            return self.policy.act(obs, states, starts, **masked)
         except ValueError:
             # Of infinity, which a features extractor may clip, the policy made NaN
             check_no_nan(self._last_obs, f" before step {n_steps} of the rollout", infinity_too=True)

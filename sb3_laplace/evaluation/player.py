@@ -36,7 +36,7 @@ class Act(Protocol):
         episode_starts: th.Tensor,
         /,
         *,
-        action_masks: th.Tensor | None,
+        action_masks: th.Tensor | None = None,
     ) -> PolicyStep:
         """One step of N environments.
 
@@ -185,9 +185,10 @@ class Player:
         tasks = reported_tasks(self.env) if self._asks_tasks else None
         self._asks_tasks = tasks is not None
         masks = self._masks.read(f" at step {self._n_steps} after the reset")
-        masks_tensor = None if masks is None else th.as_tensor(masks, device=policy.device)
+        # Only where there are any: a policy of the user's that overrides act() need not know of them
+        masked = {} if masks is None else {"action_masks": th.as_tensor(masks, device=policy.device)}
         self._n_steps += 1
-        step = self.act(tensors, states, starts_tensor, action_masks=masks_tensor)
+        step = self.act(tensors, states, starts_tensor, **masked)
         obs, rewards, dones, infos = self.env.step(policy.to_env_actions(step.actions.cpu().numpy()))
         if self._normalizer is not None:
             rewards = self._normalizer.get_original_reward()

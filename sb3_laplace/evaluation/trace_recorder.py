@@ -146,9 +146,8 @@ class TraceRecorder:
         noise = None if step.noise is None else step.noise.unsqueeze(2)
         # The second look at the step costs little: it takes neither a Jacobian nor a factorization
         before = self.policy.sequence_states(played.before)
-        entropy = self.policy.evaluate_sequences(
-            played.obs, step.actions, before, starts, noise, action_masks=step.action_masks
-        ).entropy
+        masked: dict[str, Any] = {} if step.action_masks is None else {"action_masks": step.action_masks}
+        entropy = self.policy.evaluate_sequences(played.obs, step.actions, before, starts, noise, **masked).entropy
         confidence = th.full_like(step.log_prob, th.nan)
         if self._is_discrete:
             over_draws = distribution_at(self.policy, played.obs, step, draw_latents(self.policy, step, _N_DRAWS))

@@ -139,10 +139,8 @@ def _scores(
     log_likelihoods = np.zeros(n_trials)
     of_step = np.zeros(env.num_envs)
 
-    def act(
-        obs: PyTorchObs, states: RecurrentStates, starts: th.Tensor, /, *, action_masks: th.Tensor | None
-    ) -> PolicyStep:
-        step = policy.act(obs, states, starts, deterministic=True, action_masks=action_masks)
+    def act(obs: PyTorchObs, states: RecurrentStates, starts: th.Tensor, /, **masked: th.Tensor | None) -> PolicyStep:
+        step = policy.act(obs, states, starts, deterministic=True, **masked)
         latents = draw_latents(policy, step, n_posterior_samples)
         # For a likelihood the unsampled agent acts; its posterior, and so its states, are the same
         acts_on = latents if criterion == "return" else draw_latents(policy, step, 0)
