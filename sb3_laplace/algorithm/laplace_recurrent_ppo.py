@@ -379,7 +379,8 @@ class LaplaceRecurrentPPO(SavedPPO):
         """
         for term in terms:
             term.begin_minibatch(samples)
-        masked: dict[str, Any] = {name: samples.columns[name] for name in ("action_masks",) if name in samples.columns}
+        masks = samples.columns.get("action_masks")
+        masked: dict[str, Any] = {} if masks is None else {"action_masks": masks}
         evaluation = self.policy.evaluate_sequences(
             samples.observations,
             samples.actions,

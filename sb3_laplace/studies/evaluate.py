@@ -94,10 +94,7 @@ def make_derived(folder: RunFolder, source: RunFolder) -> None:
             found = calibrate_posterior(model, env, n_trials, seed=seed).to_dict()
         finally:
             env.close()
-    # Complete or not at all
-    temporary = folder.path / f".{_DERIVED_MODEL}"
-    model.save(temporary)
-    temporary.replace(folder.path / _DERIVED_MODEL)
+    model.save(folder.path / _DERIVED_MODEL)
     taken = source.agent
     assert taken is not None
     agent = {
