@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
+from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance, _parts
 from sb3_laplace.policies.types import Evaluation
 from sb3_laplace.posteriors import PosteriorStep, Replay
 from sb3_laplace.posteriors.gaussian import DiagonalGaussian, FullGaussian, Gaussian
@@ -46,10 +46,31 @@ def test_the_ratio_of_an_exact_bayesian_is_one(kind: type[Balance], overconfiden
     balance.begin()
     for t, step in enumerate(steps):
         balance.add(step, np.full(n_envs, t), theta)
-    ratio = balance.log_ratio()
-    assert ratio is not None
+    ratios = balance.log_ratios()
+    assert ratios is not None
     # Of full covariances 400 of the 10,000 are looked at
-    assert ratio == pytest.approx(math.log(overconfidence), abs=0.3 if is_full else 0.06)
+    assert ratios.whole == pytest.approx(math.log(overconfidence), abs=0.3 if is_full else 0.06)
+    # Steps 1, 2 to 3, 4 to 7, 8 to 9
+    assert len(ratios.parts) == (4 if kind is TaskBalance else 1)
+    np.testing.assert_allclose(ratios.parts, math.log(overconfidence), atol=0.5 if is_full else 0.12)
+
+
+@pytest.mark.parametrize(("overconfidence", "is_full"), [(1.0, False), (1.0, True), (10.0, False)])
+def test_the_prior_of_an_exact_bayesian_is_as_wide_as_tasks_differ(overconfidence: float, is_full: bool) -> None:
+    """At every step, the law of total variance; what is claimed to be left counts."""
+    n_envs, n_steps = 2000, 6
+    steps, theta = conjugate(n_envs, n_steps, overconfidence, is_full)
+    balance = TaskBalance(n_envs, n_steps, seed=0)
+    balance.begin()
+    assert balance.log_width(np.ones(3)) is None
+    for t, step in enumerate(steps):
+        balance.add(step, np.full(n_envs, t), theta)
+    balance.log_ratios()
+    learned = np.mean([1.0 - 1.0 / (1.0 + (t + 1) / 4) for t in range(1, n_steps)])
+    expected = np.log(learned + (1.0 - learned) / overconfidence)
+    assert balance.log_width(np.ones(3)) == pytest.approx(expected, abs=0.12 if is_full else 0.06)
+    assert balance.log_width(np.full(3, 4.0)) == pytest.approx(expected - np.log(4.0), abs=0.12 if is_full else 0.06)
+    assert LatentBalance(1, 1, seed=0).log_width(np.ones(3)) is None
 
 
 @pytest.mark.parametrize("kind", [LatentBalance, TaskBalance])
@@ -67,9 +88,11 @@ def test_first_steps_and_ignored_ones_do_not_count(kind: type[Balance]) -> None:
                 step = PosteriorStep(step.posterior, far, ())
                 balance.add(PosteriorStep(far, step.posterior, ()), np.full(n_envs, -1), theta)
             balance.add(step, np.full(n_envs, t), theta)
-        ratios.append(balance.log_ratio())
-    assert ratios[0] is not None
-    assert ratios[1] == ratios[0]
+        found = balance.log_ratios()
+        assert found is not None
+        ratios.append(found)
+    assert ratios[1].whole == ratios[0].whole
+    np.testing.assert_array_equal(ratios[1].parts, ratios[0].parts)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +135,9 @@ def test_the_read_out_leaves_out_what_is_no_task() -> None:
                 mean = th.cat((gaussian.mean, unit), dim=1)
                 parts.append(DiagonalGaussian(mean, gaussian.precision[:, :1].expand(-1, 4)))
             balance.add(PosteriorStep(parts[0], parts[1], ()), np.full(n_envs, t), theta)
-        ratios.append(balance.log_ratio())
-    assert ratios[0] is not None
+        found = balance.log_ratios()
+        assert found is not None
+        ratios.append(found.whole)
     assert ratios[0] > math.log(5)
     assert ratios[1] == pytest.approx(0.0, abs=0.1)
 
@@ -130,7 +154,7 @@ def test_nothing_is_claimed() -> None:
                 (),
             )
             balance.add(constant, np.full(50, t), theta)
-        assert balance.log_ratio() is None
+        assert balance.log_ratios() is None
 
 
 def test_which_steps_make_a_ratio() -> None:
@@ -140,13 +164,13 @@ def test_which_steps_make_a_ratio() -> None:
             balance = kind(50, 5, seed=0)
             balance.begin()
             balance.add(steps[1], np.full(50, t), theta)
-            assert (balance.log_ratio() is not None) == exists
+            assert (balance.log_ratios() is not None) == exists
     # A trial's first step is one of the posteriors that the read-out is fitted to; where there is no task there is none
     for t, tasks, exists in ((-1, theta, False), (0, theta, True), (1, None, False)):
         balance = TaskBalance(50, 5, seed=0)
         balance.begin()
         balance.add(steps[1], np.full(50, t), tasks)
-        assert balance.log_ratio() is None
+        assert balance.log_ratios() is None
         assert (balance._readout is not None) == exists
 
 
@@ -157,7 +181,7 @@ def test_one_trial_is_enough(kind: type[Balance]) -> None:
     balance.begin()
     for t, step in enumerate(steps):
         balance.add(step, np.full(1, t), theta + t)
-    assert balance.log_ratio() is not None
+    assert balance.log_ratios() is not None
 
 
 @pytest.mark.parametrize("kind", [LatentBalance, TaskBalance])
@@ -168,13 +192,16 @@ def test_a_posterior_that_does_not_move(kind: type[Balance]) -> None:
     balance = kind(50, 5, seed=0)
     balance.begin()
     balance.add(still, np.full(50, 1), theta)
-    assert balance.log_ratio() == pytest.approx(math.log(1e-3))
+    ratios = balance.log_ratios()
+    assert ratios is not None
+    assert ratios.whole == pytest.approx(math.log(1e-3))
+    np.testing.assert_allclose(ratios.parts, math.log(1e-3))
 
 
 def balance_of(number: list[float], moved: list[float], claimed: list[float], scale: float = 1.0) -> TaskBalance:
-    """Of given sums by step, and a read-out of one number whose square is ``scale``."""
+    """Of given sums by part, and a read-out of one number whose square is ``scale``."""
     balance = TaskBalance(1, 1, seed=0)
-    balance._sums = np.array([number, moved, claimed])
+    balance._sums = np.array([number, moved, claimed], dtype=np.float64)
     balance._readout = Readout(np.full((1, 1), math.sqrt(scale)), np.zeros(1))
     return balance
 
@@ -187,8 +214,8 @@ def test_earlier_rollouts_are_forgotten() -> None:
         balance.begin()
         for t in range(length):
             balance.add(steps[t], np.full(50, t), theta)
-        balance.log_ratio()
-    np.testing.assert_allclose(balance._sums[0], [0.0, 50 * (0.64 + 0.8 + 1.0), 50 * (0.64 + 1.0)])
+        balance.log_ratios()
+    np.testing.assert_allclose(balance._sums[0], [50 * (0.64 + 0.8 + 1.0), 50 * (0.64 + 1.0)])
 
 
 @pytest.mark.parametrize(("n_envs", "decay"), [(1, 0.8), (200, 0.5), (400, 0.0), (800, 0.0)])
@@ -199,12 +226,12 @@ def test_how_much_of_earlier_read_outs_is_left(n_envs: int, decay: float) -> Non
         steps, theta = conjugate(n_envs, 1, 1.0)
         balance.begin()
         balance.add(steps[0], np.zeros(n_envs), sign * theta)
-        balance.log_ratio()
+        balance.log_ratios()
     assert balance._readout is not None
     only = TaskBalance(n_envs, 1, seed=0)
     only.begin()
     only.add(steps[0], np.zeros(n_envs), -theta)
-    only.log_ratio()
+    only.log_ratios()
     assert only._readout is not None
     if n_envs > 1:
         # Of equal means and opposite tasks
@@ -213,27 +240,36 @@ def test_how_much_of_earlier_read_outs_is_left(n_envs: int, decay: float) -> Non
     assert balance._moments.decay == decay
 
 
-def test_weights_and_ratio_by_hand() -> None:
-    # Step 3 was never seen; step 4 claims a hundredth
-    balance = balance_of([0, 10, 10, 0, 10], [0, 20, 20, 0, 20], [0, 20, 20, 0, 0.2])
-    assert balance._balance() == pytest.approx(math.log(6.0 / 4.02))
-    # Whose weight is at most 20 times the median's
-    np.testing.assert_allclose(balance._weights, [0, 0.5, 0.5, 0, 10])
-    # Squared ratios over claims; ratios count from 1/20 to 20
-    balance = balance_of([0, 10, 5, 10, 10], [0, 30, 5, 300, 0.1], [0, 10, 5, 10, 10])
-    assert balance._balance() == pytest.approx(math.log(34.01 / 4))
-    np.testing.assert_allclose(balance._weights, [0, 9, 1, 20 * 5, 1 / 400])
-    # What claims nothing beside another of 10 is taken to claim a millionth of it
-    balance = balance_of([0, 1, 1], [0, 10, 1e-4], [0, 10, 0])
-    assert balance._balance() == pytest.approx(math.log(10.0001 / 10.00001))
+def test_parts_of_a_trial() -> None:
+    """Step 1, then twice as many each."""
+    steps = np.arange(1, 70)
+    expected = [sum(step >= 2**k for k in range(1, 10)) for step in steps]
+    np.testing.assert_array_equal(_parts(steps), expected)
+
+
+def test_ratios_by_hand() -> None:
+    # The third part was never seen
+    balance = balance_of([10, 5, 0, 10], [20, 5, 0, 300], [10, 10, 0, 10])
+    ratios = balance._ratios_of_sums()
+    assert ratios is not None
+    assert ratios.whole == pytest.approx(math.log(325 / 30))
+    np.testing.assert_allclose(ratios.parts, np.log([2.0, 0.5, np.nan, 30.0]))
+    # What penalties are multiplied by counts from 1/20 to 20
+    np.testing.assert_allclose(balance._ratios, [2.0, 0.5, 1.0, 20.0])
+    # Of a part that claims nothing beside another of 10 a claim of a thousandth is assumed; ratios are bounded
+    balance = balance_of([1, 1, 1], [10, 1e-4, 20], [10, 0, -1])
+    ratios = balance._ratios_of_sums()
+    assert ratios is not None
+    assert ratios.whole == pytest.approx(math.log(30.0001 / 10.002))
+    np.testing.assert_allclose(ratios.parts, np.log([1.0, 0.1, 1e3]))
 
 
 @pytest.mark.parametrize(("claim", "scale", "exists"), [(1e-9, 4.0, False), (1e-8, 4.0, True), (1e-10, 1.0, False)])
 def test_no_claim_is_relative_to_the_read_out(claim: float, scale: float, exists: bool) -> None:
-    balance = balance_of([0, 1, 1], [0, 1, 1], [0, claim, claim], scale)
-    balance._weights = np.ones(3)
-    assert (balance._balance() is not None) == exists
-    assert balance._weights.any() == exists
+    balance = balance_of([1, 1], [1, 1], [claim, claim], scale)
+    balance._claims = np.ones(2)
+    assert (balance._ratios_of_sums() is not None) == exists
+    assert balance._claims.any() == exists
 
 
 def test_the_claim_of_full_covariances_by_hand() -> None:
@@ -245,26 +281,28 @@ def test_the_claim_of_full_covariances_by_hand() -> None:
     assert balance._width(before) - balance._width(after) == pytest.approx(4.0)
 
 
-def penalty_at(balance: TaskBalance, steps: list[int], moved: th.Tensor) -> th.Tensor:
+def penalty_at(balance: TaskBalance, steps: list[int], moved: th.Tensor, multipliers: list[float]) -> th.Tensor:
     replay = Replay(moved.unsqueeze(0), lambda: th.zeros(1, len(steps)), lambda: moved)
     samples: Any = type("Samples", (), {"columns": {"trial_steps": th.tensor(steps)}})()
     evaluation: Any = Evaluation(None, None, None, replay, None)  # type: ignore[arg-type]
-    return balance.penalty(samples, evaluation)
+    return balance.penalty(samples, evaluation, np.array(multipliers))
 
 
 def test_penalties_without_a_weight() -> None:
     moved = th.ones(1, 2, 1, requires_grad=True)
     balance = TaskBalance(1, 1, seed=0)
     # Nothing is known yet; then the read-out alone
-    assert penalty_at(balance, [0, 1], moved).tolist() == [0.0, 0.0]
+    assert penalty_at(balance, [0, 1], moved, [1.0]).tolist() == [0.0, 0.0]
     balance._readout = Readout(np.ones((1, 1)), np.zeros(1))
-    penalty = penalty_at(balance, [0, 1], moved)
+    penalty = penalty_at(balance, [0, 1], moved, [1.0])
     assert penalty.tolist() == [0.0, 0.0]
     # ... and a loss of it can be differentiated
     penalty.sum().backward()
-    # Steps later than those that were looked at have the weight of the last
-    balance._weights = np.array([0.0, 2.0, 3.0])
-    assert penalty_at(balance, [1, 7], moved).tolist() == [2.0, 3.0]
+    # Steps later than those that were looked at have the weight of the last part
+    balance._claims, balance._ratios = np.array([0.5, 0.25]), np.array([1.0, 2.0])
+    assert penalty_at(balance, [1, 7], moved, [1.0, 3.0]).tolist() == [2.0, 24.0]
+    # Later parts than the rollouts have reached are kept for when they do
+    assert penalty_at(balance, [2, 3], moved, [1.0, 3.0, 100.0]).tolist() == [24.0, 24.0]
 
 
 def test_a_posterior_that_does_not_say_what_moved() -> None:
@@ -272,7 +310,7 @@ def test_a_posterior_that_does_not_say_what_moved() -> None:
     evaluation: Any = Evaluation(None, None, None, replay, None)  # type: ignore[arg-type]
     samples: Any = None
     with pytest.raises(ValueError, match=r"kl_coef='auto' needs a posterior whose replay\(\) .*Replay.moved"):
-        TaskBalance(1, 1, seed=0).penalty(samples, evaluation)
+        TaskBalance(1, 1, seed=0).penalty(samples, evaluation, np.ones(1))
 
 
 def test_the_penalty_in_the_read_out_by_hand() -> None:
@@ -282,19 +320,18 @@ def test_the_penalty_in_the_read_out_by_hand() -> None:
     balance.begin()
     for t, step in enumerate(steps):
         balance.add(step, np.full(n_envs, t), theta)
-    balance.log_ratio()
+    balance.log_ratios()
     moved = th.arange(12, dtype=th.float32).view(1, 4, 3).requires_grad_()
-    penalty = penalty_at(balance, [0, 1, 3, -1], moved)
+    penalty = penalty_at(balance, [0, 1, 3, -1], moved, [0.5, 2.0])
     weights = balance._readout.weights  # type: ignore[union-attr]
-    # What each step claims, from the literal precisions 1 + t / 4
+    # What each step claims, from the literal precisions 1 + t / 4; steps 2 and 3 are one part
     claims = [np.sum(weights**2) * (1 / (1 + t / 4) - 1 / (1 + (t + 1) / 4)) for t in range(4)]
-    means = [step.posterior.mean.double().numpy() for step in steps]
+    squares = np.square(moved.detach().numpy()[0] @ weights).sum(1)
     # And how much the belief moves for it on average
-    ratios = [np.square((means[t] - means[t - 1]) @ weights).sum(1).mean() / claims[t] for t in range(1, 4)]
-    expected = [
-        ratios[t - 1] ** 2 * np.square(moved.detach().numpy()[0, i] @ weights).sum() / claims[t]
-        for i, t in ((1, 1), (2, 3))
-    ]
+    means = [step.posterior.mean.double().numpy() for step in steps]
+    moves = [np.square((means[t] - means[t - 1]) @ weights).sum(1).mean() for t in range(1, 4)]
+    ratios = moves[0] / claims[1], np.mean(moves[1:]) / np.mean(claims[2:])
+    expected = [0.5 * ratios[0] * squares[1] / claims[1], 2.0 * ratios[1] * squares[2] / np.mean(claims[2:])]
     np.testing.assert_allclose(penalty.detach().numpy(), [0.0, *expected, 0.0], rtol=1e-4)
     penalty.sum().backward()
     assert moved.grad is not None

@@ -10,7 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_laplace import LaplaceRecurrentPPO, calibrate_posterior, make_vec_env
 from sb3_laplace.posteriors import PosteriorStep, StepInputs
 from sb3_laplace.posthoc import calibrate_posterior as calibration
-from sb3_laplace.posthoc.empirical_bayes import Recording, fit_posterior, ratios
+from sb3_laplace.posthoc.empirical_bayes import Fit, Recording, against_spread, fit_posterior, ratios
+from sb3_laplace.readout import Readout
 from tests.helpers import RandomEnv
 from tests.test_laplace_recurrent_ppo import small_model
 
@@ -50,6 +51,37 @@ def test_a_conjugate_model_is_recovered(full: bool) -> None:
     np.testing.assert_allclose(fit.prior_mean, prior_mean, atol=0.25)
     np.testing.assert_allclose(fit.prior_std, prior_std, rtol=0.12)
     np.testing.assert_allclose(fit.noise_std, noise_std, rtol=0.12)
+    # All that the mean moves, and all that is claimed, is the variance that it ends with
+    np.testing.assert_allclose(against_spread(recording, fit, None), 1.0, atol=0.1)
+    readout = Readout(rng.standard_normal((3, 2)), np.zeros(2))
+    np.testing.assert_allclose(against_spread(recording, fit, readout), 1.0, atol=0.15)
+    # A mean that wavers moves more, and ends with little more variance: noise of variance w adds 2 w to every move
+    spread = recording.means[recording.last].var(0)
+    wavering = recording._replace(
+        means=recording.means + np.sqrt(0.1 * spread) * rng.standard_normal(recording.means.shape)
+    )
+    moved, claimed = against_spread(wavering, fit, None)
+    assert moved == pytest.approx((1.0 + 0.2 * (length - 1) + 0.1) / 1.1, abs=0.1)
+    assert claimed == pytest.approx(1.0 / 1.1, abs=0.1)
+
+
+def test_units_that_are_copies_of_each_other() -> None:
+    """A prior of independent units claims the variance of each: of four copies, whose mean is read out, a quarter."""
+    rng = np.random.default_rng(0)
+    n, length = 500, 10
+    truth = rng.standard_normal(n)
+    evidence = np.cumsum(truth[:, None] + 3.0 * rng.standard_normal((n, length)), axis=1) / 9.0
+    curvature = np.broadcast_to(np.arange(1, length + 1)[:, None], (n, length, 1)).repeat(4, axis=2).astype(float)
+    means = np.repeat((evidence / (1.0 + curvature[..., 0] / 9.0))[..., None], 4, axis=2)
+    steps = np.arange(n * length).reshape(n, length)
+    part = np.broadcast_to(np.minimum(1 + 3 * np.arange(length - 1) // (length - 1), 3), (n, length - 1))
+    recording = Recording(
+        means.reshape(-1, 4), curvature.reshape(-1, 4), steps[:, 1:].ravel(), part.ravel(), steps[:, -1]
+    )
+    fit = Fit(np.zeros(4), np.ones(4), 3.0)
+    moved, claimed = against_spread(recording, fit, Readout(np.full((4, 1), 0.25), np.zeros(1)))
+    assert moved == pytest.approx(1.0, abs=0.1)
+    assert claimed == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])

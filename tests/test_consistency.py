@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
-from sb3_laplace.algorithm.losses.consistency import LatentBalance, TaskBalance
+from sb3_laplace.algorithm.losses.consistency import LatentBalance, LogRatios, TaskBalance
 from sb3_laplace.algorithm.losses.kl import KLTerm, initial_auto
 from tests.helpers import RandomEnv
 from tests.test_laplace_recurrent_ppo import small_model
@@ -42,14 +42,49 @@ def term_of(model: LaplaceRecurrentPPO) -> KLTerm:
 )
 def test_a_step_of_dual_ascent(ratio: float, target: float, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = agent(kl_coef="auto_1e-3", kl_target=target)
-    monkeypatch.setattr(TaskBalance, "log_ratio", lambda self: math.log(ratio))
+    # Of a second part nothing is known
+    found = LogRatios(math.log(7.0), np.array([math.log(ratio), math.nan]))
+    monkeypatch.setattr(TaskBalance, "log_ratios", lambda self: found)
     model.learn(200)
-    assert model.kl_multiplier == pytest.approx(1e-3 * factor)
+    assert model.kl_multiplier == pytest.approx([1e-3 * factor, 1e-3])
     logged = model.logger.name_to_value
-    assert logged["train/kl_coef"] == model.kl_multiplier
-    assert logged["train/moved_to_claimed"] == pytest.approx(ratio)
-    assert term_of(model).weight == model.kl_multiplier
+    assert logged["train/kl_coef"] == pytest.approx(np.mean(model.kl_multiplier))
+    assert logged["train/moved_to_claimed"] == pytest.approx(7.0)
+    assert term_of(model).weight == logged["train/kl_coef"]
     assert model.kl_coef == "auto_1e-3"
+
+
+@pytest.mark.parametrize(("error", "factor"), [(-0.5, math.exp(-0.05)), (-10.0, math.exp(-0.1)), (10.0, 1.0)])
+def test_the_prior_follows_the_law_of_total_variance(
+    error: float, factor: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the next rollout on: the update has the prior of its rollout, so that the first epoch's ratio is one."""
+    seen = []
+    monkeypatch.setattr(TaskBalance, "log_width", lambda self, variance: seen.append(variance) or error)
+    model = agent(learning_rate=0.0, policy_kwargs={"posterior_kwargs": {"prior_std": [0.5, 1.0, 2.0, 4.0]}})
+    model.learn(200)
+    assert model.policy.latent_layer.prior_std == [0.5, 1.0, 2.0, 4.0]
+    model.learn(200, reset_num_timesteps=False)
+    expected = np.array([0.5, 1.0, 2.0, 4.0]) * factor
+    np.testing.assert_allclose(model.policy.latent_layer.prior_std, expected)
+    assert model.prior_narrowed == pytest.approx(factor)
+    np.testing.assert_allclose(seen, [np.array([0.25, 1.0, 4.0, 16.0]), expected**2], rtol=1e-5)
+    logged = model.logger.name_to_value
+    assert logged["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert logged["train/prior_narrowed"] == pytest.approx(max(min(factor**2, 1.0), 0.1))
+    model.save(tmp_path / "model.zip")
+    loaded = LaplaceRecurrentPPO.load(tmp_path / "model.zip", env=model.get_env())
+    np.testing.assert_allclose(loaded.policy.latent_layer.prior_std, expected)
+    assert loaded.prior_narrowed == model.prior_narrowed
+
+
+def test_how_narrow_the_prior_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskBalance, "log_width", lambda self, variance: -10.0)
+    model = agent(learning_rate=0.0, n_epochs=1)
+    model.prior_narrowed = 0.101
+    model.learn(600)
+    assert model.prior_narrowed == 0.1
+    assert model.policy.latent_layer.prior_std == pytest.approx(0.1 / 0.101)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +93,23 @@ def test_a_step_of_dual_ascent(ratio: float, target: float, factor: float, monke
 )
 def test_its_bounds(env_id: str, balance: type, ratio: float, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = agent(env_id, kl_coef=f"auto_{bound}")
-    monkeypatch.setattr(balance, "log_ratio", lambda self: math.log(ratio))
+    monkeypatch.setattr(balance, "log_ratios", lambda self: LogRatios(0.0, np.array([math.log(ratio)])))
     model.learn(200)
-    assert model.kl_multiplier == bound
+    assert model.kl_multiplier == [bound]
 
 
 def test_it_follows_what_diagnose_measures() -> None:
     """In the latent, over one rollout of whole trials, the ratio is moved_to_claimed of the same trials."""
     model = agent(CARTPOLE, n_steps=100, n_envs=8, learning_rate=0.0)
     ratios = []
-    original = LatentBalance.log_ratio
+    original = LatentBalance.log_ratios
 
     class Spy(LatentBalance):
-        def log_ratio(self) -> float | None:
-            ratios.append(original(self))
-            return ratios[-1]
+        def log_ratios(self) -> LogRatios | None:
+            found = original(self)
+            assert found is not None
+            ratios.append(found.whole)
+            return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sb3_laplace.algorithm.losses.kl.LatentBalance", Spy)
@@ -105,7 +142,9 @@ def test_every_posterior(policy_kwargs: dict[str, Any], env_id: str, n_samples: 
         warnings.filterwarnings("ignore", "The posterior claims to learn nothing")
         model.learn(35 * 4 * 3)
     assert model.kl_multiplier is not None
-    assert 1e-6 <= model.kl_multiplier <= 1.0
+    # Parts of trials of 50 and of 100 steps
+    assert len(model.kl_multiplier) == {BANDIT: 6, GRID: 7, CARTPOLE: 1}[env_id]
+    assert all(1e-6 <= one <= 1.0 for one in model.kl_multiplier)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
     expected = LatentBalance if env_id == CARTPOLE else TaskBalance
     assert isinstance(term_of(model)._balance, expected)
@@ -128,8 +167,12 @@ def test_environments_that_no_longer_report_a_task(monkeypatch: pytest.MonkeyPat
     model.learn(200)
     assert isinstance(term_of(model)._balance, TaskBalance)
     monkeypatch.setattr("sb3_laplace.algorithm.losses.kl.reported_tasks", lambda env: None)
+    assert model.kl_multiplier is not None
+    mean = np.mean(model.kl_multiplier)
     model.learn(200)
     assert isinstance(term_of(model)._balance, LatentBalance)
+    assert model.kl_multiplier is not None
+    assert np.exp(-0.2) <= model.kl_multiplier / mean <= np.exp(0.2)
 
 
 def test_steps_of_a_trial_longer_than_the_rollout() -> None:
@@ -191,11 +234,33 @@ def test_it_is_saved(weights_only: bool, tmp_path: Path) -> None:
     model.save(tmp_path / "model.zip")
     loaded = LaplaceRecurrentPPO.load(tmp_path / "model.zip", env=model.get_env(), weights_only=weights_only)
     assert (loaded.kl_coef, loaded.kl_target) == ("auto_1e-2", 1.5)
-    assert loaded.kl_multiplier == model.kl_multiplier != 1e-2
+    assert model.kl_multiplier is not None
+    assert len(model.kl_multiplier) == 6
+    assert loaded.kl_multiplier == model.kl_multiplier != [1e-2] * 6
     before = loaded.kl_multiplier
     loaded.learn(200)
     assert loaded.kl_multiplier is not None
-    assert abs(math.log(loaded.kl_multiplier / before)) <= 0.2 + 1e-9
+    assert np.abs(np.log(loaded.kl_multiplier) - np.log(before)).max() <= 0.2 + 1e-9
+
+
+def test_agents_saved_with_a_single_multiplier_go_on() -> None:
+    model = agent()
+    model.kl_multiplier = 1e-2  # type: ignore[assignment]
+    model.learn(200)
+    assert model.kl_multiplier is not None
+    assert np.abs(np.log(np.array(model.kl_multiplier) / 1e-2)).max() <= 0.2 + 1e-9
+    assert len(model.kl_multiplier) == 6
+
+
+def test_later_parts_go_on_from_the_last_that_was_seen() -> None:
+    """Rollouts of 30 steps reach the parts of a trial of 100 one after the other."""
+    model = agent(GRID, n_steps=30)
+    lengths = []
+    for _ in range(4):
+        model.learn(120, reset_num_timesteps=False)
+        assert model.kl_multiplier is not None
+        lengths.append(len(model.kl_multiplier))
+    assert lengths == [5, 6, 7, 7]
 
 
 def test_watching_does_not_change_the_rollout() -> None:
@@ -209,11 +274,11 @@ def test_watching_does_not_change_the_rollout() -> None:
 
 def test_a_posterior_that_claims_nothing_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     model = agent(kl_coef="auto_1e-3")
-    monkeypatch.setattr(TaskBalance, "log_ratio", lambda self: None)
+    monkeypatch.setattr(TaskBalance, "log_ratios", lambda self: None)
     with pytest.warns(UserWarning, match="claims to learn nothing") as record:
         model.learn(600)
     assert sum("claims to learn nothing" in str(one.message) for one in record) == 1
-    assert model.kl_multiplier == 1e-3
+    assert model.kl_multiplier == [1e-3]
 
 
 @pytest.mark.parametrize("value", ["off", "auto_", "auto_x", "auto_0", "auto_2", "auto_nan", "automatic"])

@@ -143,7 +143,9 @@ class LaplaceRecurrentPPO(SavedPPO):
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         #: What kl_coef="auto" has come to, None before its first update
-        self.kl_multiplier: float | None = None
+        self.kl_multiplier: list[float] | None = None
+        #: What kl_coef="auto" has multiplied the prior's standard deviation by
+        self.prior_narrowed = 1.0
         self.sequence_length = sequence_length
         self.policy_coef = policy_coef
         self.target_coef = target_coef

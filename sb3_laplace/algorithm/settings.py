@@ -38,6 +38,7 @@ _OWN_STATE = (
     "settled_latent_dim",
     "was_normalized",
     "kl_multiplier",
+    "prior_narrowed",
     "use_masking",
 )
 # Arguments of the constructor that are the reader's to choose

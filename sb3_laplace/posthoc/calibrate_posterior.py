@@ -14,7 +14,7 @@ from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.player import Player, player_env, seeded_trials
 from sb3_laplace.posteriors import LaplacePosterior
 from sb3_laplace.posthoc.calibrate import laplace_layer
-from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, fit_posterior, ratios
+from sb3_laplace.posthoc.empirical_bayes import PARTS, Recording, against_spread, fit_posterior, ratios
 from sb3_laplace.readout import ReadoutMoments, TaskEncoder
 
 #: Fewest trials, half of them to be fitted to
@@ -36,6 +36,10 @@ class PosteriorCalibration:
     :param noise_std: standard deviation of the observation noise
     :param before: ratio of moved to claimed by part of a trial (all, early, middle, late) with the settings before
     :param after: the same with those set
+    :param moved_to_spread: what all of a trial moves over the variance that its means end with: above 1 the mean
+        wavers, and no prior and noise bring the ratio to 1
+    :param claimed_to_spread: what all of a trial claims to learn over the same: far from 1 units are correlated, which
+        one variance for each does not know, and the ratio is off by as much
     :param space: "task" or "latent", in whose units the ratios are
     :param n_fitted: number of trials fitted to
     :param n_reported: number of other trials, of the ratios
@@ -46,6 +50,8 @@ class PosteriorCalibration:
     noise_std: float
     before: dict[str, float]
     after: dict[str, float]
+    moved_to_spread: float
+    claimed_to_spread: float
     space: str
     n_fitted: int
     n_reported: int
@@ -65,6 +71,8 @@ class PosteriorCalibration:
         lines += [f"    {name:<28}  {self.before[name]:>10.3g}  {self.after[name]:>10.3g}" for name in PARTS]
         stds = f"{self.prior_std.min():.3g} to {self.prior_std.max():.3g}"
         lines.append(f"Set: noise std {self.noise_std:.3g}, prior std {stds} by unit")
+        over_spread = f"moves {self.moved_to_spread:.3g}, claims {self.claimed_to_spread:.3g}"
+        lines.append(f"Over the variance that the means end with: {over_spread}")
         lines.append(f"({self.n_fitted} trials fitted, ratios of {self.n_reported} others; 1 is calibrated)")
         return "\n".join(lines)
 
@@ -141,7 +149,8 @@ def calibrate_posterior(
     layer.noise_std = fit.noise_std
     model.set_posterior_settings(prior_mean=means, prior_std=stds, noise_std=fit.noise_std)
     space = "latent" if readout is None else "task"
-    return PosteriorCalibration(*fit, before, after, space, len(halves[0]), len(halves[1]))
+    over_spread = against_spread(others, fit, readout)
+    return PosteriorCalibration(*fit, before, after, *over_spread, space, len(halves[0]), len(halves[1]))
 
 
 @dataclass

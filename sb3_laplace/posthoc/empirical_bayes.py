@@ -77,6 +77,31 @@ def ratios(recording: Recording, prior_std: np.ndarray, noise_std: float, readou
     return result
 
 
+def against_spread(recording: Recording, fit: Fit, readout: Readout | None) -> tuple[float, float]:
+    """What all of a trial moves, and claims to learn, over the variance that the means end with.
+
+    The first step is included. Of a correct belief both are 1. The first does not depend on prior and noise: it is
+    above 1 where the mean wavers, being no martingale. The second tells how well the law of total variance, fitted unit
+    by unit, holds in the units of the ratios: it is not 1 where units are correlated, which a prior with one variance
+    for each unit does not know.
+
+    :param recording: the trials
+    :param fit: prior and noise
+    :param readout: of the task; None for the belief itself, each unit relative to the variance that its means end with
+    """
+    final = recording.means[recording.last]
+    weights = np.diag(1.0 / np.sqrt(np.maximum(final.var(0), 1e-12))) if readout is None else readout.weights
+    values = recording.means @ weights
+    first = np.append(0, recording.last[:-1] + 1)
+    spread = values[recording.last].var(0).sum()
+    moves = np.square(values[recording.updates] - values[recording.updates - 1]).sum() / len(recording.last)
+    precision = _precision(recording.curvature[recording.last], fit.prior_std**2, fit.noise_std)
+    covariance = np.linalg.inv(precision) if precision.ndim == 3 else 1.0 / precision
+    gram = Readout(weights, np.zeros(weights.shape[1]))
+    claimed = gram.variance(fit.prior_std**2) - gram.variance(covariance).mean()
+    return float((values[first].var(0).sum() + moves) / spread), float(claimed / spread)
+
+
 def fit_posterior(recording: Recording, readout: Readout | None = None) -> Fit:
     """Fit prior and noise: the prior by empirical Bayes, the noise so that the ratios of the thirds are near 1.
 

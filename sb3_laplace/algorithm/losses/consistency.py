@@ -8,7 +8,7 @@ Of several ranks' rollouts all count: :meth:`Balance.log_ratio` is called on all
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -28,12 +28,24 @@ _DECAY = 0.8
 # So many posteriors for each unit of the latent are enough for a read-out: earlier ones are of other weights, and from
 # a mixture of weights the read-out comes out too small, and the ratio too large
 _ENOUGH = 100
-# A step's weight in the penalty, relative to the median step's, the range of ratios, and that of a step's in its weight
-_MAX_WEIGHT = 20.0
+# Ratios are in [1 / this, this]
 _MAX_RATIO = 1e3
-_MAX_STEP_RATIO = 20.0
+# A part of a trial that claims less a step than this, relative to the part that claims most, is taken to claim so much:
+# its penalty must not drown everything else
+_LEAST_CLAIM = 1e-4
 # A rollout's posteriors of less claim than this, per step, claim to learn nothing
 _NO_CLAIM = 1e-9
+
+
+class LogRatios(NamedTuple):
+    """Logarithms of moves over claims.
+
+    :param whole: of the whole rollout
+    :param parts: of each part of a trial that has a multiplier of its own, NaN of what was not seen; shape (parts,)
+    """
+
+    whole: float
+    parts: np.ndarray
 
 
 class Balance(ABC):
@@ -69,12 +81,26 @@ class Balance(ABC):
         """
 
     @abstractmethod
-    def log_ratio(self) -> float | None:
-        """Logarithm of moves over claims in the rollout, None if nothing was claimed."""
+    def log_ratios(self) -> LogRatios | None:
+        """Logarithms of moves over claims in the rollout, None if nothing was claimed."""
 
     @abstractmethod
-    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
-        """The penalty on the moves of a minibatch, shape (B,)."""
+    def penalty(
+        self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation, multipliers: np.ndarray
+    ) -> th.Tensor:
+        """The penalty on the moves of a minibatch, shape (B,).
+
+        :param samples: the minibatch
+        :param evaluation: what the policy makes of it
+        :param multipliers: what each part of a trial counts, shape (parts,)
+        """
+
+    def log_width(self, prior_variance: np.ndarray) -> float | None:
+        """Logarithm of the variance that the prior should have over the one that it has, None if that is not known.
+
+        :param prior_variance: the prior's, by unit of the latent, shape (D,)
+        """
+        return None
 
     def _choose(self, candidates: np.ndarray, step: PosteriorStep) -> np.ndarray:
         """Environments whose widths are looked at in a step, in all about as many as can be afforded in a rollout.
@@ -107,14 +133,15 @@ class LatentBalance(Balance):
             index = th.as_tensor(chosen, device=step.posterior.mean.device)
             self._pairs.append((step.posterior[index], step.previous[index]))
 
-    def log_ratio(self) -> float | None:
+    def log_ratios(self) -> LogRatios | None:
         merged = _merged(self._means_of_rollout())
         if merged is None:
             return None
         _, (moved, claimed) = merged
         if claimed < _NO_CLAIM:
             return None
-        return float(np.log(max(moved / claimed, 1.0 / _MAX_RATIO)))
+        whole = np.log(max(moved / claimed, 1.0 / _MAX_RATIO))
+        return LogRatios(float(whole), np.array([whole]))
 
     def _means_of_rollout(self) -> tuple[int, list[Any]]:
         """Number of this rank's pairs, and the means of moves and claims."""
@@ -125,17 +152,23 @@ class LatentBalance(Balance):
         moved = 2.0 * values["kl_mean"].mean().item() / posterior.dim
         return len(posterior.mean), [moved, values["expected_move"].mean().item()]
 
-    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
-        return evaluation.posterior.kl().reshape(-1)
+    def penalty(
+        self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation, multipliers: np.ndarray
+    ) -> th.Tensor:
+        return float(multipliers[0]) * evaluation.posterior.kl().reshape(-1)
 
 
 class TaskBalance(Balance):
-    """In the linear read-out of the task, step by step of the trial.
+    """In the linear read-out of the task, part by part of the trial: its steps 1, 2 to 3, 4 to 7, 8 to 15 and so on.
 
     The read-out B is fitted to the rollout, and to earlier ones where it is short. d_t = |B (m_t - m_{t-1})|^2 and
-    e_t = tr B (Sigma_{t-1} - Sigma_t) B^T are averaged over trials step by step. The ratio is sum d_t / sum e_t, which
-    is 1 where the prior is as wide as the tasks differ. The penalty is r_t^2 d_t / e_t with r_t = E d_t / E e_t of the
-    step: late steps may move a hundred times as much as they claim, and it is these that are held back.
+    e_t = tr B (Sigma_{t-1} - Sigma_t) B^T are averaged over trials and the steps of a part. Each part's constraint is
+    E d = E e, and its penalty r d_t / E e with r = E d / E e: late steps may move a hundred times as much as they claim
+    where early ones move less, and no single multiplier can tell them apart. (With r, the violation itself, multipliers
+    do not have to grow so far that they go on for long once the constraint is met.)
+
+    The prior should be as wide as the tasks differ: by the law of total variance
+    ``tr B Sigma_0 B^T = E |B m_t + b - E task|^2 + E tr B Sigma_t B^T`` at every step.
     """
 
     name = "consistency_loss"
@@ -145,10 +178,14 @@ class TaskBalance(Balance):
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
         super().__init__(n_envs, n_steps, seed)
         self._encoder, self._moments = TaskEncoder(), ReadoutMoments()
-        # By step of a trial: number of posteriors, moves, claims
+        # By part of a trial: number of posteriors, moves, claims
         self._sums = np.zeros((3, 0))
         self._readout: Readout | None = None
-        self._weights = np.zeros(1)
+        # E e of each part, and E d / E e
+        self._claims, self._ratios = np.zeros(0), np.zeros(0)
+        # The mean task, and the total variance of the last rollout in the units of the read-out
+        self._centre: Any = 0.0
+        self._total: float | None = None
 
     def begin(self) -> None:
         self._means: list[np.ndarray] = []
@@ -171,7 +208,7 @@ class TaskBalance(Balance):
             self._moves.append((posterior.mean - previous.mean).detach().cpu().numpy())
             self._widths.append((posterior, previous))
 
-    def log_ratio(self) -> float | None:
+    def log_ratios(self) -> LogRatios | None:
         self._agree_on_tasks()
         merged = _merged(self._moments_of_rollout())
         if merged is None:
@@ -179,16 +216,19 @@ class TaskBalance(Balance):
         number, (inputs, products) = merged
         self._moments.decay = min(max(1.0 - number / (_ENOUGH * len(inputs)), 0.0), _DECAY)
         self._moments.add_moments(inputs, products)
-        self._readout = self._moments.solve()
+        self._readout, self._centre, self._total = self._moments.solve(), products[-1], None
         sums = [of_rank for of_rank in distributed.gather(self._sums_of_rollout()) if of_rank is not None]
         if not sums:
             return None
+        totals = sum(of_rank[[0, 3]].sum(1) for of_rank in sums)
+        self._total = float(totals[1] / totals[0])
+        sums = [of_rank[:3] for of_rank in sums]
         length = max(part.shape[1] for part in (self._sums, *sums))
         self._sums, *padded = (np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in (self._sums, *sums))
         self._sums = _DECAY * self._sums
         for part in padded:
             self._sums += part
-        return self._balance()
+        return self._ratios_of_sums()
 
     def _agree_on_tasks(self) -> None:
         """Have choices stand for the same columns on all ranks."""
@@ -207,40 +247,50 @@ class TaskBalance(Balance):
         return len(means), [*moments_of(means, self._encoder.encode(np.concatenate(self._tasks)))]
 
     def _sums_of_rollout(self) -> np.ndarray | None:
-        """By step of a trial: number, moves and claims of this rank's posteriors, shape (3, steps); None of none."""
+        """By part of a trial: number, moves, claims and total variance of this rank's posteriors, summed, shape
+        (4, parts); None if there are none."""
         if not self._steps:
             return None
         assert self._readout is not None
-        steps = np.concatenate(self._steps)
+        parts = _parts(np.concatenate(self._steps))
         moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
         posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
-        claimed = self._width(previous) - self._width(posterior)
-        return np.stack([np.bincount(steps, values) for values in (np.ones(len(steps)), moved, claimed)])
+        width = self._width(posterior)
+        total = np.square(self._readout(posterior.mean.cpu().numpy()) - self._centre).sum(-1) + width
+        values = (np.ones(len(parts)), moved, self._width(previous) - width, total)
+        return np.stack([np.bincount(parts, value) for value in values])
 
-    def _balance(self) -> float | None:
-        """Weights of the steps, and the logarithm of the ratio; None if nothing is claimed."""
+    def _ratios_of_sums(self) -> LogRatios | None:
         number, moved, claimed = self._sums
         known = number > 0.01
-        mean_claim = np.divide(claimed, number, out=np.zeros_like(claimed), where=known)
+        mean_move, mean_claim = (
+            np.divide(part, number, out=np.zeros_like(part), where=known) for part in (moved, claimed)
+        )
         largest = mean_claim.max(initial=0.0)
         scale = float(np.sum(np.square(self._readout.weights))) if self._readout is not None else 0.0
         if largest <= _NO_CLAIM * max(scale, _NO_CLAIM):
-            self._weights = np.zeros(len(number))
+            self._claims = self._ratios = np.zeros(0)
             return None
-        mean_claim = np.maximum(mean_claim, 1e-6 * largest)
-        mean_move = np.divide(moved, number, out=np.zeros_like(moved), where=known)
-        ratios = np.clip(mean_move / mean_claim, 1.0 / _MAX_STEP_RATIO, _MAX_STEP_RATIO)
-        weights = np.where(known, np.square(ratios) / mean_claim, 0.0)
-        self._weights = np.minimum(weights, _MAX_WEIGHT * np.median(weights[known]))
-        ratio = mean_move[known].sum() / mean_claim[known].sum()
-        return float(np.log(np.clip(ratio, 1.0 / _MAX_RATIO, _MAX_RATIO)))
+        self._claims = np.maximum(mean_claim, _LEAST_CLAIM * largest)
+        ratios = np.clip(mean_move / self._claims, 1.0 / _MAX_RATIO, _MAX_RATIO)
+        whole = np.clip(moved.sum() / (number * self._claims).sum(), 1.0 / _MAX_RATIO, _MAX_RATIO)
+        self._ratios = np.where(known, np.clip(ratios, 1 / 20, 20), 1.0)
+        return LogRatios(float(np.log(whole)), np.where(known, np.log(ratios), np.nan))
+
+    def log_width(self, prior_variance: np.ndarray) -> float | None:
+        prior = float(self._readout.variance(prior_variance)) if self._readout is not None else 0.0
+        if self._total is None or not self._total > 0.0 or not prior > 0.0:
+            return None
+        return float(np.log(self._total / prior))
 
     def _width(self, gaussian: Gaussian) -> np.ndarray:
         assert self._readout is not None
         is_full = any(part.dim() > gaussian.mean.dim() for part in gaussian.tensors)
         return self._readout.variance((gaussian.covariance if is_full else gaussian.variance).cpu().numpy())
 
-    def penalty(self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation) -> th.Tensor:
+    def penalty(
+        self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation, multipliers: np.ndarray
+    ) -> th.Tensor:
         moved = evaluation.posterior.moved
         if moved is None:
             raise ValueError(
@@ -248,15 +298,21 @@ class TaskBalance(Balance):
                 "environments report their task. Give a number."
             )
         moves = moved().flatten(0, 1)
+        if self._readout is None or not len(self._claims):
+            return moves.sum(-1) * 0.0
         steps = samples.columns["trial_steps"]
         assert isinstance(steps, th.Tensor)
-        if self._readout is None:
-            return moves.sum(-1) * 0.0
-        weights = th.as_tensor(self._weights, dtype=moves.dtype, device=moves.device)
-        # First steps, and those that do not count, have no weight
-        weight = weights[steps.clamp(0, len(weights) - 1)] * (steps > 0)
+        weights = multipliers[: len(self._claims)] * self._ratios / self._claims
+        weights = th.as_tensor(weights, dtype=moves.dtype, device=moves.device)
+        # First steps, and those that do not count, have no weight; later ones than were looked at have the last part's
+        parts = steps.clamp(min=1).log2().floor().long().clamp(max=len(weights) - 1)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
-        return (moves @ readout).square().sum(-1) * weight
+        return (moves @ readout).square().sum(-1) * weights[parts] * (steps > 0)
+
+
+def _parts(steps: np.ndarray) -> np.ndarray:
+    """Which part of a trial steps are in, from 0 for the step 1 on; the parts double in length."""
+    return np.floor(np.log2(steps)).astype(np.int64)
 
 
 def _merged(of_rank: tuple[int, list[Any]]) -> tuple[int, list[Any]] | None:

@@ -14,12 +14,15 @@ from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
 from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
 from sb3_laplace.checks import check_positive
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
+from sb3_laplace.posteriors import LaplacePosterior
 from sb3_laplace.readout import reported_tasks
 from sb3_laplace.vec_env.infos import ignored_steps
 
-# What log(kl_coef) moves by when moves are e times the claims or more, and its bounds
+# What log(kl_coef) moves by when moves are e times the claims or more, and its bounds; the same of the prior's variance
 _STEP = 0.2
 _LEAST, _MOST = LatentBalance.least, LatentBalance.largest
+# Narrowest prior, relative to the one that was asked for
+_NARROWEST = 0.1
 #: The coefficient that "auto" starts from
 INITIAL_AUTO = 1e-4
 
@@ -63,6 +66,7 @@ class KLTerm(LossTerm):
         self._trial_steps = np.zeros(0, dtype=np.int64)
         self._is_balanced = False
         self._has_warned = False
+        self._next_narrowed: float | None = None
 
     @property
     def _given(self) -> Any:
@@ -76,8 +80,12 @@ class KLTerm(LossTerm):
         initial = initial_auto(self._given)
         if name != self.coefficient or initial is None:
             return super().value_of(name, progress_remaining)
-        multiplier = self.algorithm.kl_multiplier  # type: ignore[attr-defined]
-        return initial if multiplier is None else float(multiplier)
+        return float(self._multipliers(initial).mean())
+
+    def _multipliers(self, initial: float) -> np.ndarray:
+        """Those of each part of a trial, or a single one, shape (parts,)."""
+        multipliers = self.algorithm.kl_multiplier  # type: ignore[attr-defined]
+        return np.atleast_1d(np.asarray(initial if multipliers is None else multipliers, dtype=np.float64))
 
     def check_arguments(self) -> None:
         check_positive("kl_target", self.algorithm.kl_target)  # type: ignore[attr-defined]
@@ -97,12 +105,16 @@ class KLTerm(LossTerm):
         self._is_balanced = self.is_stored and initial_auto(self._given) is not None
         if not self._is_balanced:
             return
+        # Not before: the update has to find the prior that the rollout had
+        self._set_prior()
         self._env, self._tasks = env, reported_tasks(env)
         kind = LatentBalance if self._tasks is None else TaskBalance
         starts = self.algorithm._last_episode_starts
         assert starts is not None
         if type(self._balance) is not kind or len(self._trial_steps) != env.num_envs:
             self._balance = kind(env.num_envs, self.algorithm.n_steps, self.algorithm.seed)
+            if kind is LatentBalance and self.algorithm.kl_multiplier is not None:  # type: ignore[attr-defined]
+                self.algorithm.kl_multiplier = [float(np.mean(self.algorithm.kl_multiplier))]  # type: ignore[attr-defined]
             # Where a trial has begun before, its step is not known: not the first
             self._trial_steps = np.ones(env.num_envs, dtype=np.int64)
         self._trial_steps = np.where(starts, 0, self._trial_steps)
@@ -129,28 +141,55 @@ class KLTerm(LossTerm):
     # -- update -----------------------------------------------------------------------------------------
 
     def begin_update(self) -> None:
-        if self._is_balanced and initial_auto(self._given) is not None:
-            self._follow()
+        initial = initial_auto(self._given)
+        if self._is_balanced and initial is not None:
+            self._follow(self._multipliers(initial))
         super().begin_update()
 
-    def _follow(self) -> None:
+    def _follow(self, multipliers: np.ndarray) -> None:
         """One step of dual ascent."""
         assert self._balance is not None
-        coefficient = self.value_of(self.coefficient)
-        log_ratio = self._balance.log_ratio()
-        if log_ratio is not None:
-            error = log_ratio - math.log(self.algorithm.kl_target)  # type: ignore[attr-defined]
-            coefficient *= math.exp(_STEP * min(max(error, -1.0), 1.0))
-            coefficient = min(max(coefficient, self._balance.least), self._balance.largest)
-            self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratio))
+        log_ratios = self._balance.log_ratios()
+        if log_ratios is not None:
+            # Parts that are seen for the first time go on from the last one
+            multipliers = np.pad(multipliers, (0, max(len(log_ratios.parts) - len(multipliers), 0)), "edge")
+            target = math.log(self.algorithm.kl_target)  # type: ignore[attr-defined]
+            errors = np.nan_to_num(log_ratios.parts - target)
+            multipliers[: len(errors)] *= np.exp(_STEP * np.clip(errors, -1.0, 1.0))
+            multipliers = np.clip(multipliers, self._balance.least, self._balance.largest)
+            self._follow_width()
+            self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratios.whole))
         elif not self._has_warned and distributed.rank() == 0:
             self._has_warned = True
             warnings.warn(
                 "The posterior claims to learn nothing after a trial's first step: kl_coef='auto' has nothing to hold "
-                f"its moves against and stays at {coefficient:.3g}."
+                f"its moves against and stays at {multipliers.mean():.3g}."
             )
-        self.algorithm.kl_multiplier = coefficient  # type: ignore[attr-defined]
-        self.algorithm.logger.record("train/kl_coef", coefficient)
+        self.algorithm.kl_multiplier = multipliers.tolist()  # type: ignore[attr-defined]
+        self.algorithm.logger.record("train/kl_coef", float(multipliers.mean()))
+
+    def _follow_width(self) -> None:
+        """One step of the prior's variance towards what the law of total variance makes of it."""
+        layer = self.policy.latent_layer
+        assert self._balance is not None
+        if not isinstance(layer, LaplacePosterior) or layer.sum_means or layer.normalize:
+            return
+        error = self._balance.log_width(1.0 / layer.prior_precision.double().cpu().numpy())
+        if error is None:
+            return
+        narrowed = self.algorithm.prior_narrowed * math.exp(0.5 * _STEP * min(max(error, -1.0), 1.0))  # type: ignore[attr-defined]
+        self._next_narrowed = min(max(narrowed, _NARROWEST), 1.0)
+        self.algorithm.logger.record("train/prior_narrowed", self._next_narrowed)
+
+    def _set_prior(self) -> None:
+        now = self.algorithm.prior_narrowed  # type: ignore[attr-defined]
+        if self._next_narrowed is None or self._next_narrowed == now:
+            return
+        layer = self.policy.latent_layer
+        std = (np.asarray(layer.prior_std) * (self._next_narrowed / now)).tolist()
+        layer.set_prior(std=std)
+        self.algorithm.set_posterior_settings(prior_std=std)  # type: ignore[attr-defined]
+        self.algorithm.prior_narrowed = self._next_narrowed  # type: ignore[attr-defined]
 
     def loss(
         self, samples: SequenceRolloutBufferSamples, evaluation: Evaluation
@@ -159,5 +198,7 @@ class KLTerm(LossTerm):
             loss = valid(evaluation.posterior.kl().reshape(-1), samples).mean()
             return loss, {"kl_loss": loss}
         assert self._balance is not None
-        loss = valid(self._balance.penalty(samples, evaluation), samples).mean()
+        # Multiplied by their mean, the weight of this loss
+        relative = self._multipliers(self.weight) / self.weight
+        loss = valid(self._balance.penalty(samples, evaluation, relative), samples).mean()
         return loss, {self._balance.name: loss}
