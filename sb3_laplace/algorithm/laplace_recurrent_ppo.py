@@ -69,7 +69,8 @@ class LaplaceRecurrentPPO(SavedPPO):
         None is 1e-4, or 0 for a posterior that is a point. With a full covariance anything but 0 stores a D x D matrix
         for every step. "auto" (or "auto_1e-3", to start from 1e-3 in the place of 1e-4) learns it, so that the
         posterior moves as much as it claims to learn: in the linear read-out of the task where the environments report
-        one by an attribute ``task`` (between 1e-5 and 0.1), in the latent elsewhere (between 1e-6 and 1).
+        one by an attribute ``task``, in the latent elsewhere. In the former there is a coefficient for each part of a
+        trial, and ``prior_std`` is the widest that the prior gets, which follows how much the tasks differ.
     :param kl_target: how much it is to move for what it claims, for kl_coef="auto"; 1 for a correct belief
     :param policy_coef: coefficient of PPO's own terms (clip loss, entropy, value loss): with 0 the agent learns by the
         terms below alone

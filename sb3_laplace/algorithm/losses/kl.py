@@ -54,8 +54,10 @@ class KLTerm(LossTerm):
     With ``kl_coef="auto"`` the coefficient is the multiplier of the constraint that the posterior moves ``kl_target``
     times as much as it claims to learn: after each rollout ``log kl_coef += 0.2 clip(log(r / kl_target), -1, 1)`` (dual
     ascent), r being moves over claims, see :mod:`~sb3_laplace.algorithm.losses.consistency`. Where the environments
-    report their task the penalty is on the moves of its linear read-out and the coefficient in [1e-5, 0.1], else the
-    penalty is the KL and the coefficient in [1e-6, 1].
+    report their task the penalty is on the moves of its linear read-out, each part of a trial has a multiplier, and
+    they are in [1e-5, 0.1]. The variance of a Laplace posterior's prior then follows, by steps of the same size, what
+    the law of total variance makes of it, in [0.01, 1] of what was asked for. Elsewhere the penalty is the KL, its one
+    coefficient in [1e-6, 1], and the prior stays.
     """
 
     coefficient: ClassVar[str] = "kl_coef"
