@@ -114,12 +114,28 @@ def test_consistency(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     study.TIMESTEPS = dict.fromkeys(study.TIMESTEPS, 1)
     for kl in study.KL_COEFS:
         study.main(["train", "bandit", kl, "--seed", "1", "--out", str(tmp_path)])
+    study.main(["train", "bandit", "fixed", "--seed", "2", "--out", str(tmp_path)])
     study.main(["evaluate", "--trials", "40", "--out", str(tmp_path)])
     files = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert set(files) == {"bandit-fixed-1", "bandit-auto-1"}
+    assert set(files) == {"bandit-fixed-1", "bandit-fixed-2", "bandit-auto-1"}
     assert files["bandit-fixed-1"]["kl_multiplier"] is None
-    assert 1e-6 <= files["bandit-auto-1"]["kl_multiplier"] <= 0.02
-    assert len(re.findall("bandit-(?:auto|fixed)-1 (?:sampled|mode) return=", capsys.readouterr().out)) == 4
+    assert all(1e-5 <= one <= 0.1 for one in files["bandit-auto-1"]["kl_multiplier"])
+    assert len(re.findall("bandit-(?:auto|fixed)-[12] (?:sampled|mode) return=", capsys.readouterr().out)) == 6
+    docs = tmp_path / "docs"
+    (docs / "results").mkdir(parents=True)
+    (docs / "belief.md").write_text((EXAMPLES.parent / "docs" / "belief.md").read_text(encoding="utf-8"), "utf-8")
+    study.main(["report", "--out", str(tmp_path), "--docs", str(docs)])
+    assert json.loads((docs / "results" / "consistency.json").read_text()) == files
+    rows = [line.split(" | ") for line in (docs / "belief.md").read_text(encoding="utf-8").splitlines()]
+    fixed, auto, difference = (row for row in rows if row[0] == "| bandit")
+    first, second = (files[f"bandit-fixed-{seed}"]["sampled"] for seed in (1, 2))
+    late = sorted((first["moved_to_claimed_late"], second["moved_to_claimed_late"]))
+    assert fixed[1:3] == ["fixed", "2"]
+    assert fixed[6] == f"{np.sqrt(late[0] * late[1]):.3g} ({late[0]:.3g} to {late[1]:.3g})"
+    reach = 12.706 * abs(first["return"] - second["return"]) / 2
+    assert fixed[7] == f"{(first['return'] + second['return']) / 2:.2f} ± {reach:.2f}"
+    assert (auto[2], difference[1:3]) == ("1", ["auto - fixed", "1"])
+    assert difference[7] == f"{files['bandit-auto-1']['sampled']['return'] - first['return']:+.2f}"
 
 
 def test_belief_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +193,14 @@ def test_the_tables_in_the_documentation_are_those_of_the_study() -> None:
     assert study.insert(text, study.tables(results)) == text
     with pytest.raises(ValueError, match="<!-- begin width -->"):
         study.insert(text.replace("<!-- begin width -->", ""), study.tables(results))
+
+
+def test_the_table_of_consistency_is_that_of_its_results() -> None:
+    study = load("consistency.py")
+    docs = EXAMPLES.parent / "docs"
+    text = (docs / "belief.md").read_text(encoding="utf-8")
+    results = json.loads((docs / "results" / "consistency.json").read_text())
+    assert study.insert(text, {"consistency": study.table(results)}) == text
 
 
 def test_intervals_over_seeds() -> None:
