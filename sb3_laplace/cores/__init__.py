@@ -6,6 +6,7 @@ from torch import nn
 
 from sb3_laplace.cores.base import Core, CoreState
 from sb3_laplace.cores.gru import GRU
+from sb3_laplace.cores.gtrxl import GTrXL
 from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian, JacobianOperator
 from sb3_laplace.cores.lstm import LSTM
 from sb3_laplace.cores.rnn import RNN
@@ -20,6 +21,7 @@ __all__ = [
     "CoreState",
     "DenseJacobian",
     "DiagonalJacobian",
+    "GTrXL",
     "GateSumJacobian",
     "JacobianOperator",
     "TorchCell",
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 #: Names that ``rnn_type`` takes
-CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "gtrxl": GTrXL}
 
 
 def core_class(rnn_type: Any) -> type[Core]:
