@@ -7,7 +7,13 @@ from torch import nn
 from sb3_laplace.cores.base import Core, CoreState
 from sb3_laplace.cores.gru import GRU
 from sb3_laplace.cores.gtrxl import GTrXL
-from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian, JacobianOperator
+from sb3_laplace.cores.jacobians import (
+    DenseJacobian,
+    DiagonalJacobian,
+    GateSumJacobian,
+    JacobianOperator,
+    PullbackJacobian,
+)
 from sb3_laplace.cores.lstm import LSTM
 from sb3_laplace.cores.rnn import RNN
 from sb3_laplace.cores.torch_cell import TorchCell
@@ -24,6 +30,7 @@ __all__ = [
     "GTrXL",
     "GateSumJacobian",
     "JacobianOperator",
+    "PullbackJacobian",
     "TorchCell",
     "core_class",
 ]

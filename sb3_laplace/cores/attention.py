@@ -1,6 +1,7 @@
-"""Attention with relative positions over a bounded memory: one step at a time, and over whole sequences."""
+"""Attention with relative positions over a bounded memory: by steps, by sequences, and its derivative."""
 
 import math
+from collections.abc import Callable
 
 import torch as th
 from torch import nn
@@ -8,6 +9,10 @@ from torch.nn import functional as F
 
 # Sequences are attended to in blocks of as many steps as the memory is long, and of no fewer than these
 _SHORTEST_BLOCK = 32
+_LAYER_NORM_EPS = 1e-5
+
+#: From rows, shape (n, R, H), to rows times a Jacobian, one for each of n inputs
+Pullback = Callable[[th.Tensor], th.Tensor]
 
 
 def normalize(inputs: th.Tensor) -> th.Tensor:
@@ -15,7 +20,23 @@ def normalize(inputs: th.Tensor) -> th.Tensor:
 
     :param inputs: shape (..., H)
     """
-    return F.layer_norm(inputs, inputs.shape[-1:])
+    return F.layer_norm(inputs, inputs.shape[-1:], eps=_LAYER_NORM_EPS)
+
+
+def normalize_pullback(inputs: th.Tensor) -> tuple[th.Tensor, Pullback]:
+    """:func:`normalize`, and rows times its Jacobian.
+
+    :param inputs: shape (n, H)
+    """
+    normalized = normalize(inputs)
+    # As torch's layer norm has it
+    scale = (inputs.var(-1, correction=0) + _LAYER_NORM_EPS).rsqrt().view(-1, 1, 1)
+    along = normalized.unsqueeze(1)
+
+    def pull(rows: th.Tensor) -> th.Tensor:
+        return (rows - rows.mean(-1, keepdim=True) - along * (rows * along).mean(-1, keepdim=True)) * scale
+
+    return normalized, pull
 
 
 def sinusoids(distances: th.Tensor, size: int) -> th.Tensor:
@@ -92,6 +113,35 @@ class RelativeAttention(nn.Module):
         read = weights[..., :-1] @ memory + weights[..., -1:] * present.unsqueeze(1)
         values = read.transpose(0, 1) @ self._of_heads(self.values.weight).mT
         return self.output(values.transpose(0, 1).flatten(1))
+
+    def pullback(
+        self, query: th.Tensor, present: th.Tensor, memory: th.Tensor, number: th.Tensor
+    ) -> tuple[th.Tensor, Pullback]:
+        """A step as :meth:`step` takes it, and rows times its Jacobian with respect to the query.
+
+        ``sum_j a_j v_j`` of a head has the Jacobian ``sum_j a_j (v_j - sum_i a_i v_i) (W_k x_j + W_r R_j)^T / sqrt(d)``
+        with respect to q: a matrix (d, d), whatever the memory's length.
+
+        :return: shape (n, H), and the function of the rows
+        """
+        read = th.cat((memory, present.unsqueeze(1)), dim=1)
+        # (n, heads, M + 1, d)
+        keys, values = (
+            of(read).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2) for of in (self.keys, self.values)
+        )
+        queries = self.queries(query).view(-1, self.n_heads, 1, self.head_size)
+        of_distances = self._of_distances().mT
+        logits = (queries + self.content_bias) @ keys.mT + (queries + self.position_bias) @ of_distances.mT
+        is_unread = self.distances > number.view(-1, 1, 1, 1)
+        weights = (logits / math.sqrt(self.head_size)).masked_fill(is_unread, -math.inf).softmax(-1)
+        attended = weights @ values
+        spread = (weights.mT * (values - attended)).mT @ (keys + of_distances) / math.sqrt(self.head_size)
+
+        def pull(rows: th.Tensor) -> th.Tensor:
+            of_heads = (rows @ self.output.weight).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)
+            return (of_heads @ spread).transpose(1, 2).flatten(2) @ self.queries.weight
+
+        return self.output(attended.flatten(1)), pull
 
     def sequence(self, inputs: th.Tensor, memory: th.Tensor, episodes: th.Tensor) -> th.Tensor:
         """All steps of S sequences at once.

@@ -1,23 +1,24 @@
 """The gated transformer-XL: attention over the last steps of an episode as a memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
 from torch import nn
 
 from sb3_laplace.checks import check_choice, check_integer
-from sb3_laplace.cores.attention import RelativeAttention, normalize
+from sb3_laplace.cores.attention import Pullback, RelativeAttention, normalize, normalize_pullback
 from sb3_laplace.cores.base import Core, CoreState
-from sb3_laplace.cores.jacobians import DenseJacobian
+from sb3_laplace.cores.jacobians import PullbackJacobian
 
 _GATINGS = ("gru", None)
 # b_g of the paper's experiments: an update gate of sigmoid(-2) = .12
 _GATE_BIAS = 2.0
 # Inner width of the position-wise network, in units of the block's
 _EXPANSION = 2
-# Jacobians that are differentiated at once: forward-mode autodiff keeps H copies of every one
-_AUTODIFF_CHUNK = 32
+
+#: From rows, shape (n, R, H), to rows times the Jacobians of two inputs
+GatePullback = Callable[[th.Tensor], tuple[th.Tensor, th.Tensor]]
 
 
 class GruGate(nn.Module):
@@ -42,12 +43,35 @@ class GruGate(nn.Module):
         :param stream: x, shape (..., H)
         :param added: y, shape (..., H)
         """
+        _, z, n = self._parts(stream, added)
+        return stream + z * (n - stream)
+
+    def _parts(self, stream: th.Tensor, added: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         r_added, z_added, n_added = self.of_added(added).chunk(3, dim=-1)
         r_stream, z_stream = self.of_stream(stream).chunk(2, dim=-1)
         r = (r_added + r_stream).sigmoid()
         z = (z_added + z_stream - self.bias).sigmoid()
-        n = (n_added + self.of_reset(r * stream)).tanh()
-        return stream + z * (n - stream)
+        return r, z, (n_added + self.of_reset(r * stream)).tanh()
+
+    def pullback(self, stream: th.Tensor, added: th.Tensor) -> tuple[th.Tensor, GatePullback]:
+        """The new stream, and rows times its Jacobians with respect to both.
+
+        :param stream: x, shape (n, H)
+        :param added: y, shape (n, H)
+        """
+        r, z, n = self._parts(stream, added)
+        of_r, of_z, of_n = stream * r * (1 - r), (n - stream) * z * (1 - z), z * (1 - n.square())
+        of_r, of_z, of_n, keep, reset = (part.unsqueeze(1) for part in (of_r, of_z, of_n, 1 - z, r))
+
+        def pull(rows: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            rows_n = rows * of_n
+            rows_reset = rows_n @ self.of_reset.weight
+            gates = th.cat((rows_reset * of_r, rows * of_z, rows_n), dim=-1)
+            n_stream = len(self.of_stream.weight)
+            of_stream = rows * keep + rows_reset * reset + gates[..., :n_stream] @ self.of_stream.weight
+            return of_stream, gates @ self.of_added.weight
+
+        return stream + z * (n - stream), pull
 
 
 class Sum(nn.Module):
@@ -61,11 +85,19 @@ class Sum(nn.Module):
         """
         return stream + added
 
+    def pullback(self, stream: th.Tensor, added: th.Tensor) -> tuple[th.Tensor, GatePullback]:
+        """The new stream, and rows times its Jacobians with respect to both: as they are.
+
+        :param stream: shape (n, H)
+        :param added: shape (n, H)
+        """
+        return stream + added, lambda rows: (rows, rows)
+
 
 class Block(nn.Module):
     """One block, with layer norm on the inputs of its two parts (identity map reordering, section 3.1).
 
-    ``y = g_1(x, relu(attention(norm(x), norm(memory))))``, ``x' = g_2(y, relu(mlp(norm(y))))``.
+    ``y = g_1(x, relu(attention(norm(x), norm(memory))))``, ``x' = g_2(y, relu(W_2 relu(W_1 norm(y))))``.
 
     :param size: width H
     :param n_heads: number of heads
@@ -73,11 +105,14 @@ class Block(nn.Module):
     :param gating: "gru" for gates, None for sums
     """
 
+    gates: Sequence[GruGate | Sum]
+
     def __init__(self, size: int, n_heads: int, memory_length: int, gating: str | None) -> None:
         super().__init__()
         self.attention = RelativeAttention(size, n_heads, memory_length)
-        self.mlp = nn.Sequential(nn.Linear(size, _EXPANSION * size), nn.ReLU(), nn.Linear(_EXPANSION * size, size))
-        self.gates = nn.ModuleList(Sum() if gating is None else GruGate(size) for _ in range(2))
+        self.widen, self.narrow = nn.Linear(size, _EXPANSION * size), nn.Linear(_EXPANSION * size, size)
+        gates = (Sum() if gating is None else GruGate(size) for _ in range(2))
+        self.gates = nn.ModuleList(gates)  # type: ignore[assignment]
 
     def step(self, stream: th.Tensor, present: th.Tensor, memory: th.Tensor, number: th.Tensor) -> th.Tensor:
         """One step of N environments, shape (N, H).
@@ -100,7 +135,29 @@ class Block(nn.Module):
 
     def _finish(self, stream: th.Tensor, attended: th.Tensor) -> th.Tensor:
         stream = self.gates[0](stream, attended.relu())
-        return self.gates[1](stream, self.mlp(normalize(stream)).relu())
+        return self.gates[1](stream, self.narrow(self.widen(normalize(stream)).relu()).relu())
+
+    def pullback(self, stream: th.Tensor, present: th.Tensor, memory: th.Tensor, number: th.Tensor) -> Pullback:
+        """Rows times the Jacobian of :meth:`step` with respect to the stream, all keys and values held fixed.
+
+        :param stream: shape (n, H), and so on as in :meth:`step`
+        """
+        query, of_query = normalize_pullback(stream)
+        attended, of_attention = self.attention.pullback(query, present, memory, number)
+        between, of_first = self.gates[0].pullback(stream, attended.relu())
+        normalized, of_normalized = normalize_pullback(between)
+        inner = self.widen(normalized)
+        added = self.narrow(inner.relu())
+        _, of_second = self.gates[1].pullback(between, added.relu())
+        is_attended, is_inner, is_added = ((part > 0).to(stream).unsqueeze(1) for part in (attended, inner, added))
+
+        def pull(rows: th.Tensor) -> th.Tensor:
+            of_between, of_added = of_second(rows)
+            of_inner = (of_added * is_added) @ self.narrow.weight * is_inner
+            of_stream, of_attended = of_first(of_between + of_normalized(of_inner @ self.widen.weight))
+            return of_stream + of_query(of_attention(of_attended * is_attended))
+
+        return pull
 
 
 class GTrXL(Core):
@@ -211,36 +268,28 @@ class GTrXL(Core):
         return state[1][-1, :, -1]
 
     @th.no_grad()
-    def jacobian(self, inputs: th.Tensor, state: CoreState) -> DenseJacobian:
+    def jacobian(self, inputs: th.Tensor, state: CoreState) -> PullbackJacobian:
         """``S = dg(x) / dx`` at x = h_t: g is one more pass of the last block, at the updated state, as for a cell.
 
         In that pass the block's output stands for what entered it: x makes the query and is what gates and sums carry
         on. All keys and values are held fixed: those of the memory, and those of the step's own input, which it takes
         in once more as a cell does; of a past one where a window asks for that.
 
-        It is dense, and by ``torch.func``: of H H numbers for each Jacobian, in about the time that H steps of the last
-        block take (20 H^3 multiplications with gates), whatever its posterior makes of it. With M steps in the memory
-        M H (heads + 1) numbers are read for each.
+        It is dense and costs much: of W with D rows (D = H for the identity) a product ``W S`` takes about 18 D H^2
+        multiplications with gates, 6 without, and 2 M H^2 for keys and values of the memory. Of an LSTM it is D H^2.
 
         :param inputs: what :meth:`jacobian_inputs` returned, shape (N, H), or of L steps for each environment, shape
             (N, L, H)
         :param state: state at which to differentiate, of N environments
         """
-        block = self.blocks[-1]
+        batch, flat = inputs.shape[:-1], inputs.flatten(0, -2)
+        # The environment of each input
+        envs = None if len(batch) == 1 else th.arange(batch[0], device=inputs.device).repeat_interleave(batch[1])
+        at = (self.hidden(state), state[1][-1], state[2][0])
 
-        def output(stream: th.Tensor, present: th.Tensor, memory: th.Tensor, number: th.Tensor) -> th.Tensor:
-            one = (part.unsqueeze(0) for part in (stream, present, memory, number))
-            return block.step(*one).squeeze(0)
+        def pull(index: slice, rows: th.Tensor) -> th.Tensor:
+            stream, memory, number = (part[index if envs is None else envs[index]] for part in at)
+            with th.no_grad():
+                return self.blocks[-1].pullback(stream, flat[index], memory, number)(rows)
 
-        differentiate = th.func.jacfwd(output)
-        if inputs.dim() == 3:
-            differentiate = th.func.vmap(differentiate, in_dims=(None, 0, None, None), chunk_size=_AUTODIFF_CHUNK)
-            chunk_size = max(1, _AUTODIFF_CHUNK // inputs.shape[1])
-        else:
-            chunk_size = _AUTODIFF_CHUNK
-        differentiate = th.func.vmap(differentiate, chunk_size=chunk_size)
-        # Tensors made under inference_mode, in which users may call this, cannot be differentiated. Leaving it turns
-        # gradients on again.
-        with th.inference_mode(False), th.no_grad():
-            given = (self.hidden(state), inputs, state[1][-1], state[2][0])
-            return DenseJacobian(differentiate(*(part.clone() for part in given)))
+        return PullbackJacobian(pull, flat.new_ones(batch), self.hidden_size)
