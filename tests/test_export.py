@@ -54,6 +54,16 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "gru full": ({"rnn_type": "gru", "latent_dim": 4, "posterior_kwargs": {"covariance": "full"}}, True),
     "lstm diagonal": ({"latent_dim": 4}, True),
     "rnn": ({"rnn_type": "rnn", "head_inputs": ("hidden", "features")}, False),
+    "gtrxl": ({"rnn_type": "gtrxl", "n_lstm_layers": 2, "lstm_kwargs": {"memory_length": 5}}, False),
+    "gtrxl full": (
+        {
+            "rnn_type": "gtrxl",
+            "lstm_kwargs": {"memory_length": 5, "gating": None},
+            "posterior_kwargs": {"covariance": "full"},
+        },
+        True,
+    ),
+    "gtrxl diagonal": ({"rnn_type": "gtrxl", "latent_dim": 3, "lstm_kwargs": {"memory_length": 4}}, True),
     "own core": ({"rnn_type": Leaky, "latent_dim": 3}, False),
     "sum of means": ({"latent_dim": 3, "posterior_kwargs": {"sum_means": True}}, False),
     "stationary": ({"posterior_kwargs": {"factorization": "stationary"}}, False),
