@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sb3_laplace import LaplaceCnnLstmPolicy, LaplaceMultiInputLstmPolicy, LaplaceRecurrentPPO, make_vec_env
-from sb3_laplace.cores import CoreState, GTrXL, PullbackJacobian
+from sb3_laplace.cores import CoreState, GTrXL, PullbackJacobian, jacobians
 from sb3_laplace.cores.attention import _SHORTEST_BLOCK
 from tests.helpers import make_policy, randomize
 from tests.test_laplace_recurrent_ppo import collect, largest_log_ratio, random_vec_env, small_model
@@ -287,11 +287,13 @@ def test_the_jacobian_is_autodiffs(gating: str | None, layers: int, memory_lengt
     th.testing.assert_close(windowed.scale(weight).summed_outer_product(), total, **tolerance)
 
 
-def test_what_a_posterior_asks_of_it() -> None:
+def test_what_a_posterior_asks_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks of 8
+    monkeypatch.setattr(jacobians, "_BLOCK_SIZE", 1)
     th.manual_seed(0)
     matrices, rate = th.randn(50, 4, 4, dtype=th.float64), th.rand(50, dtype=th.float64)
-    jacobian = PullbackJacobian(lambda index, rows: rows @ matrices[index], th.ones_like(rate), 4).scale(rate)
-    dense, projection = matrices * rate.view(-1, 1, 1), th.randn(3, 4, dtype=th.float64)
+    jacobian = PullbackJacobian(lambda index, rows: rows @ matrices[index], rate, 4).scale(rate)
+    dense, projection = matrices * rate.square().view(-1, 1, 1), th.randn(3, 4, dtype=th.float64)
     for w, expected in ((None, dense), (projection, projection @ dense)):
         th.testing.assert_close(th.cat([block for _, block in jacobian.blocks(w)]), expected)
     assert next(iter(jacobian.blocks(None, th.bfloat16)))[1].dtype == th.bfloat16
