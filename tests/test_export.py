@@ -54,6 +54,11 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "gru full": ({"rnn_type": "gru", "latent_dim": 4, "posterior_kwargs": {"covariance": "full"}}, True),
     "lstm diagonal": ({"latent_dim": 4}, True),
     "rnn": ({"rnn_type": "rnn", "head_inputs": ("hidden", "features")}, False),
+    "gtrxl": ({"rnn_type": "gtrxl", "n_lstm_layers": 2, "lstm_kwargs": {"memory_length": 5, "gating": None}}, False),
+    "gtrxl full": (
+        {"rnn_type": "gtrxl", "lstm_kwargs": {"memory_length": 5}, "posterior_kwargs": {"covariance": "full"}},
+        True,
+    ),
     "own core": ({"rnn_type": Leaky, "latent_dim": 3}, False),
     "sum of means": ({"latent_dim": 3, "posterior_kwargs": {"sum_means": True}}, False),
     "stationary": ({"posterior_kwargs": {"factorization": "stationary"}}, False),
@@ -80,7 +85,9 @@ def reader(path: Path) -> Any:
     return run
 
 
-def assert_plays_alike(policy: Any, path: Path, with_entropy: bool, n_steps: int = N_STEPS) -> None:
+def assert_plays_alike(
+    policy: Any, path: Path, with_entropy: bool, n_steps: int = N_STEPS, tolerance: float = 1e-5
+) -> None:
     """The file beside predict(), each with its own state, with resets at random steps."""
     rng = np.random.default_rng(0)
     run, n = reader(path), 4
@@ -94,11 +101,11 @@ def assert_plays_alike(policy: Any, path: Path, with_entropy: bool, n_steps: int
         actions, theirs = policy.predict(observation, theirs, starts, deterministic=True)
         out = run(observation, ours, starts)
         ours = tuple(out[1 : 1 + n_state])
-        np.testing.assert_allclose(out[0], actions, atol=1e-5)
-        np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+        np.testing.assert_allclose(out[0], actions, atol=tolerance)
+        np.testing.assert_allclose(ours[0], theirs[0], atol=tolerance)
         if with_entropy:
             expected = policy.posterior(theirs).entropy().numpy()
-            np.testing.assert_allclose(out[-1], expected, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(out[-1], expected, rtol=tolerance, atol=tolerance)
         starts = rng.random(n) < 0.05
 
 
@@ -109,7 +116,9 @@ def test_it_plays_as_predict_does(name: str, suffix: str, tmp_path: Path) -> Non
     policy = make_policy(action_space=ACTION_SPACES["box"], **kwargs)
     path = tmp_path / f"actor{suffix}"
     export_policy(policy, path, entropy=with_entropy)
-    assert_plays_alike(policy, path, with_entropy)
+    # Layer norm makes more of a rounding error than gates do
+    tolerance = 1e-4 if "gtrxl" in name else 1e-5
+    assert_plays_alike(policy, path, with_entropy, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("space", ["discrete", "multi_discrete", "multi_binary", "squashed", "gsde"])

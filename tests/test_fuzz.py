@@ -134,14 +134,17 @@ def cases(draw: st.DrawFn) -> Case:
     n_samples = draw(st.integers(0, 4))
     if isinstance(actions, spaces.Box) and n_samples <= 1:
         arguments["use_sde"], arguments["sde_sample_freq"] = draw(st.booleans()), one_of(-1, 2)
+    core = one_of("lstm", "gru", "rnn", "gtrxl")
     policy_kwargs = {
         **posterior,
         **CRITICS[one_of(*CRITICS)],
         "n_posterior_samples": n_samples,
-        "rnn_type": one_of("lstm", "gru", "rnn"),
+        "rnn_type": core,
         "lstm_hidden_size": one_of(4, 1),
         "n_lstm_layers": one_of(1, 2),
-        "lstm_kwargs": one_of(None, {"bias": False}),
+        "lstm_kwargs": one_of({"n_heads": 1, "memory_length": 2}, {"n_heads": 1, "gating": None})
+        if core == "gtrxl"
+        else one_of(None, {"bias": False}),
         "head_inputs": one_of((), ("hidden",), ("features",), ("hidden", "features")),
         "share_features_extractor": draw(st.booleans()),
         "detach_critic": draw(st.booleans()),

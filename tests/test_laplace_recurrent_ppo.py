@@ -32,6 +32,8 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "variational-full": {"posterior": "variational", "latent_dim": 3, "posterior_kwargs": {"covariance": "full"}},
     "gru": {"rnn_type": "gru", "latent_dim": 3, "posterior_kwargs": {"covariance": "full"}},
     "rnn": {"rnn_type": "rnn"},
+    "gtrxl": {"rnn_type": "gtrxl", "latent_dim": 3, "lstm_kwargs": {"memory_length": 2}},
+    "gtrxl-window": {"rnn_type": "gtrxl", "posterior_kwargs": {"covariance": "full", "window": 3}},
 }
 
 

@@ -26,6 +26,7 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "features-beside": {"latent_dim": 3, "head_inputs": ("features",)},
     "variational": {"posterior": "variational"},
     "gru-two-layers": {"rnn_type": "gru", "n_lstm_layers": 2},
+    "gtrxl": {"rnn_type": "gtrxl", "n_lstm_layers": 2, "lstm_kwargs": {"n_heads": 2, "memory_length": 3}},
     "point": {"posterior": "point"},
 }
 

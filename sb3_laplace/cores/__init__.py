@@ -6,7 +6,14 @@ from torch import nn
 
 from sb3_laplace.cores.base import Core, CoreState
 from sb3_laplace.cores.gru import GRU
-from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian, JacobianOperator
+from sb3_laplace.cores.gtrxl import GTrXL
+from sb3_laplace.cores.jacobians import (
+    DenseJacobian,
+    DiagonalJacobian,
+    GateSumJacobian,
+    JacobianOperator,
+    PullbackJacobian,
+)
 from sb3_laplace.cores.lstm import LSTM
 from sb3_laplace.cores.rnn import RNN
 from sb3_laplace.cores.torch_cell import TorchCell
@@ -20,14 +27,16 @@ __all__ = [
     "CoreState",
     "DenseJacobian",
     "DiagonalJacobian",
+    "GTrXL",
     "GateSumJacobian",
     "JacobianOperator",
+    "PullbackJacobian",
     "TorchCell",
     "core_class",
 ]
 
 #: Names that ``rnn_type`` takes
-CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "gtrxl": GTrXL}
 
 
 def core_class(rnn_type: Any) -> type[Core]:

@@ -8,7 +8,7 @@ Gradients never flow through these results: a precision must not be optimised by
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch as th
 
@@ -225,3 +225,61 @@ class DenseJacobian(JacobianOperator):
         # The columns of all inputs side by side: the sum over inputs is one matrix product
         columns = self.matrix.movedim(1, 2).flatten(2)
         return columns @ columns.mT
+
+
+class PullbackJacobian(JacobianOperator):
+    """S of a function that multiplies rows by it: ``W S`` without S, for fewer rows than S has.
+
+    :param pull: from the indices of n inputs of the flat batch and rows, shape (n, R, H), to rows times S
+    :param factor: each input's Jacobian times this number, shape (...)
+    :param n_hidden: H
+    """
+
+    def __init__(self, pull: Callable[[slice, th.Tensor], th.Tensor], factor: th.Tensor, n_hidden: int) -> None:
+        self._pull = pull
+        self._factor = factor
+        self._n_hidden = n_hidden
+
+    def dense(self, index: slice = slice(None), projection: th.Tensor | None = None) -> th.Tensor:
+        """S, or ``W S``, of n inputs of the flat batch, shape (n, H, H) or (n, D, H).
+
+        :param index: which ones
+        :param projection: the latent projection W, shape (D, H); None for the identity
+        """
+        factor = self._factor.flatten()[index].view(-1, 1, 1)
+        if projection is None:
+            projection = th.eye(self._n_hidden, dtype=factor.dtype, device=factor.device)
+        return self._pull(index, factor * projection.detach())
+
+    def blocks(self, projection: th.Tensor | None, dtype: th.dtype | None = None) -> Iterator[tuple[slice, th.Tensor]]:
+        """See :meth:`JacobianOperator.blocks`. Products are of the weights' own type, results are of ``dtype``."""
+        n_inputs, device = self._factor.numel(), self._factor.device
+        size = _block_length(n_inputs, self._n_hidden, device)
+        for begin in range(0, n_inputs, size):
+            block = slice(begin, min(begin + size, n_inputs))
+            product = self.dense(block, projection)
+            yield block, product if dtype is None else product.to(dtype)
+
+    def row_norms_squared(self) -> th.Tensor:
+        rows = [product.square().sum(-1) for _, product in self.blocks(None)]
+        return th.cat(rows).unflatten(0, self._factor.shape)
+
+    def projected_gram(self, projection: th.Tensor) -> th.Tensor:
+        """W itself, shape (D, H)."""
+        return projection.detach()
+
+    def projected_norm_squared(self, gram: th.Tensor) -> th.Tensor:
+        sums = [product.square().sum((-2, -1)) for _, product in self.blocks(gram)]
+        return th.cat(sums).view(self._factor.shape)
+
+    def scale(self, factor: th.Tensor) -> "PullbackJacobian":
+        return PullbackJacobian(self._pull, self._factor * factor, self._n_hidden)
+
+    def summed_outer_product(self) -> th.Tensor:
+        # Block by block: all S of L inputs would be L times what is asked for
+        n_envs, n_inputs = self._factor.shape
+        envs = th.arange(n_envs, device=self._factor.device).repeat_interleave(n_inputs)
+        total = self._factor.new_zeros(n_envs, self._n_hidden, self._n_hidden)
+        for block, product in self.blocks(None):
+            total.index_add_(0, envs[block], product @ product.mT)
+        return total

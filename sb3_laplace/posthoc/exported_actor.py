@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_laplace.cores import Core, CoreState
-from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian
+from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian, PullbackJacobian
 from sb3_laplace.cores.lstm import LSTM
 from sb3_laplace.cores.torch_cell import CellWeights
 from sb3_laplace.policies import LaplaceLstmPolicy
@@ -164,6 +164,8 @@ def _jacobian(core: Core, features: th.Tensor, state: CoreState) -> th.Tensor:
         return th.einsum("gnh,ghk->nhk", jacobian.coefficients, jacobian.weights)
     if isinstance(jacobian, DiagonalJacobian):
         return jacobian.diagonal.diag_embed()
+    if isinstance(jacobian, PullbackJacobian):
+        return jacobian.dense()
     assert isinstance(jacobian, DenseJacobian)
     return jacobian.matrix
 
