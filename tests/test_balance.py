@@ -55,24 +55,6 @@ def test_the_ratio_of_an_exact_bayesian_is_one(kind: type[Balance], overconfiden
     np.testing.assert_allclose(ratios.parts, math.log(overconfidence), atol=0.5 if is_full else 0.12)
 
 
-@pytest.mark.parametrize(("overconfidence", "is_full"), [(1.0, False), (1.0, True), (10.0, False)])
-def test_the_prior_of_an_exact_bayesian_is_as_wide_as_tasks_differ(overconfidence: float, is_full: bool) -> None:
-    """At every step, the law of total variance; what is claimed to be left counts."""
-    n_envs, n_steps = 2000, 6
-    steps, theta = conjugate(n_envs, n_steps, overconfidence, is_full)
-    balance = TaskBalance(n_envs, n_steps, seed=0)
-    balance.begin()
-    assert balance.log_width(np.ones(3)) is None
-    for t, step in enumerate(steps):
-        balance.add(step, np.full(n_envs, t), theta)
-    balance.log_ratios()
-    learned = np.mean([1.0 - 1.0 / (1.0 + (t + 1) / 4) for t in range(1, n_steps)])
-    expected = np.log(learned + (1.0 - learned) / overconfidence)
-    assert balance.log_width(np.ones(3)) == pytest.approx(expected, abs=0.12 if is_full else 0.06)
-    assert balance.log_width(np.full(3, 4.0)) == pytest.approx(expected - np.log(4.0), abs=0.12 if is_full else 0.06)
-    assert LatentBalance(1, 1, seed=0).log_width(np.ones(3)) is None
-
-
 @pytest.mark.parametrize("kind", [LatentBalance, TaskBalance])
 def test_first_steps_and_ignored_ones_do_not_count(kind: type[Balance]) -> None:
     """At a trial's first step the previous posterior is a prior; of ignored steps nothing is looked at."""

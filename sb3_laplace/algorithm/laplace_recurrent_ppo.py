@@ -70,7 +70,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         for every step. "auto" (or "auto_1e-3", to start from 1e-3 in the place of 1e-4) learns it, so that the
         posterior moves as much as it claims to learn: in the linear read-out of the task where the environments report
         one by an attribute ``task``, in the latent elsewhere. In the former there is a coefficient for each part of a
-        trial, and ``prior_std`` is the widest that the prior gets, which follows how much the tasks differ.
+        trial, and ``prior_std`` is the widest that the prior gets: it narrows where more is claimed than learned.
     :param kl_target: how much it is to move for what it claims, for kl_coef="auto"; 1 for a correct belief
     :param policy_coef: coefficient of PPO's own terms (clip loss, entropy, value loss): with 0 the agent learns by the
         terms below alone

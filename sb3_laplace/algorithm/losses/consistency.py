@@ -95,13 +95,6 @@ class Balance(ABC):
         :param multipliers: what each part of a trial counts, shape (parts,)
         """
 
-    def log_width(self, prior_variance: np.ndarray) -> float | None:
-        """Logarithm of the variance that the prior should have over the one that it has, None if that is not known.
-
-        :param prior_variance: the prior's, by unit of the latent, shape (D,)
-        """
-        return None
-
     def _choose(self, candidates: np.ndarray, step: PosteriorStep) -> np.ndarray:
         """Environments whose widths are looked at in a step, in all about as many as can be afforded in a rollout.
 
@@ -166,14 +159,12 @@ class TaskBalance(Balance):
     E d = E e, and its penalty r d_t / E e with r = E d / E e: late steps may move a hundred times as much as they claim
     where early ones move less, and no single multiplier can tell them apart. (With r, the violation itself, multipliers
     do not have to grow so far that they go on for long once the constraint is met.)
-
-    The prior should be as wide as the tasks differ: by the law of total variance
-    ``tr B Sigma_0 B^T = E |B m_t + b - E task|^2 + E tr B Sigma_t B^T`` at every step.
     """
 
     name = "consistency_loss"
-    # Below, the penalty does nothing; and the way up should not take half of a training
-    least, largest = 1e-5, 0.1
+    # Below, the penalty does nothing, and the way up should not take half of a training; above, it costs much more than
+    # it brings where a mean cannot but waver
+    least, largest = 1e-5, 0.03
 
     def __init__(self, n_envs: int, n_steps: int, seed: int | None) -> None:
         super().__init__(n_envs, n_steps, seed)
@@ -183,9 +174,6 @@ class TaskBalance(Balance):
         self._readout: Readout | None = None
         # E e of each part, and E d / E e
         self._claims, self._ratios = np.zeros(0), np.zeros(0)
-        # The mean task, and the total variance of the last rollout in the units of the read-out
-        self._centre: Any = 0.0
-        self._total: float | None = None
 
     def begin(self) -> None:
         self._means: list[np.ndarray] = []
@@ -216,13 +204,10 @@ class TaskBalance(Balance):
         number, (inputs, products) = merged
         self._moments.decay = min(max(1.0 - number / (_ENOUGH * len(inputs)), 0.0), _DECAY)
         self._moments.add_moments(inputs, products)
-        self._readout, self._centre, self._total = self._moments.solve(), products[-1], None
+        self._readout = self._moments.solve()
         sums = [of_rank for of_rank in distributed.gather(self._sums_of_rollout()) if of_rank is not None]
         if not sums:
             return None
-        totals = sum(of_rank[[0, 3]].sum(1) for of_rank in sums)
-        self._total = float(totals[1] / totals[0])
-        sums = [of_rank[:3] for of_rank in sums]
         length = max(part.shape[1] for part in (self._sums, *sums))
         self._sums, *padded = (np.pad(part, ((0, 0), (0, length - part.shape[1]))) for part in (self._sums, *sums))
         self._sums = _DECAY * self._sums
@@ -247,18 +232,15 @@ class TaskBalance(Balance):
         return len(means), [*moments_of(means, self._encoder.encode(np.concatenate(self._tasks)))]
 
     def _sums_of_rollout(self) -> np.ndarray | None:
-        """By part of a trial: number, moves, claims and total variance of this rank's posteriors, summed, shape
-        (4, parts); None if there are none."""
+        """By part of a trial: number, moves and claims of this rank's posteriors, shape (3, parts); None of none."""
         if not self._steps:
             return None
         assert self._readout is not None
         parts = _parts(np.concatenate(self._steps))
         moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
         posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
-        width = self._width(posterior)
-        total = np.square(self._readout(posterior.mean.cpu().numpy()) - self._centre).sum(-1) + width
-        values = (np.ones(len(parts)), moved, self._width(previous) - width, total)
-        return np.stack([np.bincount(parts, value) for value in values])
+        claimed = self._width(previous) - self._width(posterior)
+        return np.stack([np.bincount(parts, values) for values in (np.ones(len(parts)), moved, claimed)])
 
     def _ratios_of_sums(self) -> LogRatios | None:
         number, moved, claimed = self._sums
@@ -276,12 +258,6 @@ class TaskBalance(Balance):
         whole = np.clip(moved.sum() / (number * self._claims).sum(), 1.0 / _MAX_RATIO, _MAX_RATIO)
         self._ratios = np.where(known, np.clip(ratios, 1 / 20, 20), 1.0)
         return LogRatios(float(np.log(whole)), np.where(known, np.log(ratios), np.nan))
-
-    def log_width(self, prior_variance: np.ndarray) -> float | None:
-        prior = float(self._readout.variance(prior_variance)) if self._readout is not None else 0.0
-        if self._total is None or not self._total > 0.0 or not prior > 0.0:
-            return None
-        return float(np.log(self._total / prior))
 
     def _width(self, gaussian: Gaussian) -> np.ndarray:
         assert self._readout is not None

@@ -55,9 +55,9 @@ class KLTerm(LossTerm):
     times as much as it claims to learn: after each rollout ``log kl_coef += 0.2 clip(log(r / kl_target), -1, 1)`` (dual
     ascent), r being moves over claims, see :mod:`~sb3_laplace.algorithm.losses.consistency`. Where the environments
     report their task the penalty is on the moves of its linear read-out, each part of a trial has a multiplier, and
-    they are in [1e-5, 0.1]. The variance of a Laplace posterior's prior then follows, by steps of the same size, what
-    the law of total variance makes of it, in [0.01, 1] of what was asked for. Elsewhere the penalty is the KL, its one
-    coefficient in [1e-6, 1], and the prior stays.
+    they are in [1e-5, 0.03]. A Laplace posterior's prior is narrowed where it claims more than it learns in all: its
+    variance goes by steps of the same size, and stays in [0.01, 1] of what was asked for. Elsewhere the penalty is the
+    KL, its one coefficient is in [1e-6, 1], and the prior stays.
     """
 
     coefficient: ClassVar[str] = "kl_coef"
@@ -159,7 +159,7 @@ class KLTerm(LossTerm):
             errors = np.nan_to_num(log_ratios.parts - target)
             multipliers[: len(errors)] *= np.exp(_STEP * np.clip(errors, -1.0, 1.0))
             multipliers = np.clip(multipliers, self._balance.least, self._balance.largest)
-            self._follow_width()
+            self._narrow(log_ratios.whole - target)
             self.algorithm.logger.record("train/moved_to_claimed", math.exp(log_ratios.whole))
         elif not self._has_warned and distributed.rank() == 0:
             self._has_warned = True
@@ -170,18 +170,14 @@ class KLTerm(LossTerm):
         self.algorithm.kl_multiplier = multipliers.tolist()  # type: ignore[attr-defined]
         self.algorithm.logger.record("train/kl_coef", float(multipliers.mean()))
 
-    def _follow_width(self) -> None:
-        """One step of the prior's variance towards what the law of total variance makes of it."""
+    def _narrow(self, error: float) -> None:
+        """One step of the prior's variance: no penalty makes a belief move more, so that one that claims more than it
+        learns needs a narrower prior, until it does not."""
         layer = self.policy.latent_layer
-        assert self._balance is not None
-        if not isinstance(layer, LaplacePosterior) or layer.sum_means or layer.normalize:
-            return
-        error = self._balance.log_width(1.0 / layer.prior_precision.double().cpu().numpy())
-        if error is None:
-            return
-        narrowed = self.algorithm.prior_narrowed * math.exp(0.5 * _STEP * min(max(error, -1.0), 1.0))  # type: ignore[attr-defined]
-        self._next_narrowed = min(max(narrowed, _NARROWEST), 1.0)
-        self.algorithm.logger.record("train/prior_narrowed", self._next_narrowed)
+        if isinstance(self._balance, TaskBalance) and isinstance(layer, LaplacePosterior) and not layer.normalize:
+            narrowed = self.algorithm.prior_narrowed * math.exp(0.5 * _STEP * min(max(error, -1.0), 1.0))  # type: ignore[attr-defined]
+            self._next_narrowed = min(max(narrowed, _NARROWEST), 1.0)
+            self.algorithm.logger.record("train/prior_narrowed", self._next_narrowed)
 
     def _set_prior(self) -> None:
         now = self.algorithm.prior_narrowed  # type: ignore[attr-defined]
