@@ -54,6 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "gru full": ({"rnn_type": "gru", "latent_dim": 4, "posterior_kwargs": {"covariance": "full"}}, True),
     "lstm diagonal": ({"latent_dim": 4}, True),
     "rnn": ({"rnn_type": "rnn", "head_inputs": ("hidden", "features")}, False),
+    "mingru": ({"rnn_type": "mingru", "latent_dim": 3, "n_lstm_layers": 2}, True),
     "own core": ({"rnn_type": Leaky, "latent_dim": 3}, False),
     "sum of means": ({"latent_dim": 3, "posterior_kwargs": {"sum_means": True}}, False),
     "stationary": ({"posterior_kwargs": {"factorization": "stationary"}}, False),

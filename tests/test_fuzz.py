@@ -138,7 +138,7 @@ def cases(draw: st.DrawFn) -> Case:
         **posterior,
         **CRITICS[one_of(*CRITICS)],
         "n_posterior_samples": n_samples,
-        "rnn_type": one_of("lstm", "gru", "rnn"),
+        "rnn_type": one_of("lstm", "gru", "rnn", "mingru"),
         "lstm_hidden_size": one_of(4, 1),
         "n_lstm_layers": one_of(1, 2),
         "lstm_kwargs": one_of(None, {"bias": False}),

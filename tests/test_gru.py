@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sb3_laplace.cores import GRU, gru_layer
+from sb3_laplace.cores import GRU, blocks
 from sb3_laplace.cores.gru_layer import unroll_gru_layer
 
 
 @pytest.fixture(params=[1, 2**17], ids=["one step a block", "long blocks"])
 def block_size(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gru_layer, "_BLOCK_SIZE", request.param)
+    monkeypatch.setattr(blocks, "_BLOCK_SIZE", request.param)
 
 
 def make(n_inputs: int, n_hidden: int, dtype: th.dtype = th.float64, **kwargs: Any) -> GRU:
@@ -58,7 +58,7 @@ def test_it_is_torchs(
     core = make(n_inputs, n_hidden, dtype, num_layers=layers, bias=bias)
     inputs, hidden = th.randn(length, n, n_inputs, dtype=dtype), th.randn(layers, n, n_hidden, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gru_layer, "_BLOCK_SIZE", block_size)
+        patch.setattr(blocks, "_BLOCK_SIZE", block_size)
         found = output_and_gradients(core, True, inputs, hidden)
     for mine, oracle in zip(found, output_and_gradients(core, False, inputs, hidden), strict=True):
         # Of gradients, sums over all steps, relative to the largest

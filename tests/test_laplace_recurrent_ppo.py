@@ -32,6 +32,8 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "variational-full": {"posterior": "variational", "latent_dim": 3, "posterior_kwargs": {"covariance": "full"}},
     "gru": {"rnn_type": "gru", "latent_dim": 3, "posterior_kwargs": {"covariance": "full"}},
     "rnn": {"rnn_type": "rnn"},
+    "mingru": {"rnn_type": "mingru", "latent_dim": 3},
+    "mingru-two-layers": {"rnn_type": "mingru", "n_lstm_layers": 2, "posterior_kwargs": {"covariance": "full"}},
 }
 
 

@@ -29,6 +29,7 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "summed-means": {"latent_dim": 3, "posterior_kwargs": {"sum_means": True}},
     "variational-full": {"posterior": "variational", "posterior_kwargs": {"covariance": "full"}},
     "gru-two-layers": {"rnn_type": "gru", "n_lstm_layers": 2, "latent_dim": 3},
+    "mingru-two-layers": {"rnn_type": "mingru", "n_lstm_layers": 2, "latent_dim": 3},
 }
 
 
@@ -140,7 +141,9 @@ def test_equals_a_naive_loop_over_environments(posterior: str) -> None:
         assert np.isfinite(trace.examples.means[i]).all(-1).sum() == trace.lengths[trial]
 
 
-@pytest.mark.parametrize("policy_kwargs", [{}, {"latent_dim": 3}, {"rnn_type": "gru", "latent_dim": 3}])
+@pytest.mark.parametrize(
+    "policy_kwargs", [{}, {"latent_dim": 3}, {"rnn_type": "gru", "latent_dim": 3}, {"rnn_type": "mingru"}]
+)
 def test_norm_of_the_jacobian(policy_kwargs: dict[str, Any]) -> None:
     """Markov: J J^T is what the precision grows by."""
     env = random_env(2)

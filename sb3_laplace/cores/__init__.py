@@ -8,6 +8,7 @@ from sb3_laplace.cores.base import Core, CoreState
 from sb3_laplace.cores.gru import GRU
 from sb3_laplace.cores.jacobians import DenseJacobian, DiagonalJacobian, GateSumJacobian, JacobianOperator
 from sb3_laplace.cores.lstm import LSTM
+from sb3_laplace.cores.mingru import MinGRU
 from sb3_laplace.cores.rnn import RNN
 from sb3_laplace.cores.torch_cell import TorchCell
 
@@ -22,12 +23,13 @@ __all__ = [
     "DiagonalJacobian",
     "GateSumJacobian",
     "JacobianOperator",
+    "MinGRU",
     "TorchCell",
     "core_class",
 ]
 
 #: Names that ``rnn_type`` takes
-CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "mingru": MinGRU}
 
 
 def core_class(rnn_type: Any) -> type[Core]:

@@ -1,10 +1,7 @@
 """A GRU layer over whole sequences on a CPU, where torch has fused kernels for the LSTM alone.
 
-The steps of a recurrence are small operations one after another, and most of their time is spent on getting each of
-them started: memory, views of one step in the tensors of all, autograd's bookkeeping. Here both passes go through the
-sequence in blocks of steps, in buffers that stay in the processor's cache and whose views of single steps are made
-once. What does not depend on the step before, products with the inputs and gradients of the weights among it, is done
-for a block at once. A step itself is five operations forward and three backward.
+Both passes go through the sequence in blocks of steps, see :mod:`sb3_laplace.cores.blocks`. A step itself is five
+operations forward and three backward.
 """
 
 from functools import lru_cache
@@ -14,15 +11,8 @@ from typing import Any, NamedTuple
 import torch as th
 from torch.autograd.function import once_differentiable
 
+from sb3_laplace.cores.blocks import Steps, block_length, per_step
 from sb3_laplace.cores.torch_cell import CellWeights
-
-# Numbers in the gates of a block of steps: 512 kB in float32
-_BLOCK_SIZE = 2**17
-# Views of more steps would take longer to make than they save
-_LONGEST_BLOCK = 64
-
-#: For each step of a block, its views in the buffers
-_Steps = list[tuple[th.Tensor, ...]]
 
 
 def unroll_gru_layer(inputs: th.Tensor, hidden: th.Tensor, weights: CellWeights) -> th.Tensor:
@@ -50,7 +40,7 @@ class _ForwardBlock(NamedTuple):
     gates: th.Tensor
     candidates: th.Tensor
     states: th.Tensor
-    steps: _Steps
+    steps: Steps
 
 
 class _BackwardBlock(NamedTuple):
@@ -69,7 +59,7 @@ class _BackwardBlock(NamedTuple):
     k: th.Tensor
     z: th.Tensor
     d_states: th.Tensor
-    steps: _Steps
+    steps: Steps
 
 
 # Whoever calls first may do so in inference mode, whose tensors could not be written to outside of it
@@ -81,7 +71,7 @@ def _forward_block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: in
     candidates = th.empty(size, n, n_hidden, dtype=dtype)
     rz, q = gates[..., : 2 * n_hidden], gates[..., 2 * n_hidden :]
     r, z = rz.chunk(2, dim=-1)
-    steps = _per_step(gates, rz, r, z, q, candidates, states[:-1], states[1:])
+    steps = per_step(gates, rz, r, z, q, candidates, states[:-1], states[1:])
     return _ForwardBlock(gates, candidates, states, steps)
 
 
@@ -93,16 +83,8 @@ def _backward_block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: i
     k, z = th.empty(2, size, n, n_hidden, dtype=dtype)
     d_states = th.empty(size + 1, n, n_hidden, dtype=dtype)
     after = d_states[1:]
-    steps = _per_step(d_sums, d_sums.flatten(2), after, after.unsqueeze(2), d_states[:-1], z)
+    steps = per_step(d_sums, d_sums.flatten(2), after, after.unsqueeze(2), d_states[:-1], z)
     return _BackwardBlock(d_sums, k, z, d_states, steps)
-
-
-def _per_step(*buffers: th.Tensor) -> _Steps:
-    return list(zip(*(buffer.unbind() for buffer in buffers), strict=True))
-
-
-def _block_length(n: int, n_hidden: int) -> int:
-    return max(1, min(_LONGEST_BLOCK, _BLOCK_SIZE // (3 * n * n_hidden)))
 
 
 class _GRULayer(th.autograd.Function):
@@ -123,7 +105,7 @@ class _GRULayer(th.autograd.Function):
             bias += bias_ih
             bias[: 2 * n_hidden] += bias_hh[: 2 * n_hidden]
             bias_q = bias_hh[2 * n_hidden :]
-        size = _block_length(n, n_hidden)
+        size = block_length(3 * n * n_hidden)
         gates, candidates, states, steps = _forward_block(size, n, n_hidden, inputs.dtype, get_ident())
         q = gates[..., 2 * n_hidden :]
         all_gates, all_candidates = (inputs.new_empty(length, n, i * n_hidden) for i in (3, 1))
@@ -156,7 +138,7 @@ class _GRULayer(th.autograd.Function):
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
         inputs, weight_ih, weight_hh, all_gates, all_candidates, all_states = ctx.saved_tensors
         length, n, n_hidden = all_candidates.shape
-        size = _block_length(n, n_hidden)
+        size = block_length(3 * n * n_hidden)
         buffers = _backward_block(size, n, n_hidden, inputs.dtype, get_ident())
         d_sums, k_n, _, d_states, steps = buffers
         d_inputs = th.empty_like(inputs, memory_format=th.contiguous_format) if ctx.needs_input_grad[0] else None
