@@ -12,7 +12,7 @@ import torch as th
 # Numbers in a block's widest buffer: 512 kB in float32
 _BLOCK_SIZE = 2**17
 # Views of more steps would take longer to make than they save
-_LONGEST_BLOCK = 64
+_LONGEST_BLOCK = 128
 
 #: For each step of a block, its views in the buffers
 Steps = list[tuple[th.Tensor, ...]]
