@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch as th
 
-from benchmarks import throughput
+from benchmarks import cores, throughput
 from benchmarks.common import Selection, Sizes, against_target, interleave
 from benchmarks.learning import BASELINE, CANDIDATES, LearnCase, LearnTimer, bandit_cases
 from benchmarks.posterior_step import StepCase, StepCaseInputs
@@ -130,6 +130,29 @@ def test_cartpole_stays_the_same_work() -> None:
         timer.close()
         for parameter, old in zip(timer.model.policy.parameters(), before, strict=True):
             assert th.equal(parameter, old)
+
+
+def test_memories_are_timed_beside_the_lstm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cores, "SIZES", ((3, 2),))
+    cores.main(["--repeats", "2", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in cores.CORES)
+    records = cores.compare_cores([(3, 2)], 1, CPU)
+    assert [record["core"] for record in records] == list(cores.CORES)
+    lstm = records[0]["milliseconds"]
+    for record in records:
+        assert record["ratio"] == pytest.approx(record["milliseconds"] / lstm)
+    with pytest.raises(SystemExit):
+        cores.main(["--repeats", "0"])
+    assert "--repeats must be positive, got 0" in capsys.readouterr().err
+
+
+def test_the_gru_and_torchs_are_the_same_work() -> None:
+    timers = [cores.PassTimer(cores.CORES[name](64, 128), 3, 2, CPU) for name in ("GRU", "GRU of torch")]
+    timers[1].module.load_state_dict(timers[0].module.state_dict())
+    th.testing.assert_close(timers[0].forward(), timers[1].forward())
 
 
 @pytest.mark.parametrize("candidate", ["full", "diagonal", "identity-diagonal"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sb3_laplace import LaplaceRecurrentPPO
-from sb3_laplace.cores import CORES, GRU, LSTM, Core, CoreState, GTrXL, TorchCell, core_class, sequences
+from sb3_laplace.cores import CORES, GRU, LSTM, Core, CoreState, GTrXL, MinGRU, TorchCell, core_class, sequences
 from tests.helpers import make_policy
 
 
@@ -42,7 +42,7 @@ class InitializedLSTM(nn.LSTM):
             nn.init.constant_(parameter, 0.25)
 
 
-TORCH_CORES = [name for name, core in CORES.items() if issubclass(core, TorchCell)]
+TORCH_CELLS = [name for name, core in CORES.items() if issubclass(core, TorchCell)]
 ALL_CORES: dict[str, Any] = {**CORES, "leaky": LeakyCore, "initialized": core_class(InitializedLSTM)}
 
 
@@ -105,7 +105,7 @@ def test_sequences_equal_step_by_step(
         th.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_one_step_equals_the_module(name: str, layers: int, bias: bool) -> None:
@@ -119,7 +119,7 @@ def test_one_step_equals_the_module(name: str, layers: int, bias: bool) -> None:
     th.testing.assert_close(core.hidden(updated), updated[0][-1])
 
 
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 def test_one_step_with_a_parametrized_weight(name: str) -> None:
     """torch computes such a weight whenever it is asked for it."""
     core = make(name)
@@ -177,7 +177,7 @@ POSTERIORS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("rnn_type", [LeakyCore, InitializedLSTM, GRU])
+@pytest.mark.parametrize("rnn_type", [LeakyCore, InitializedLSTM, GRU, MinGRU])
 @pytest.mark.parametrize("kwargs", POSTERIORS)
 def test_a_core_of_ones_own_learns_and_is_saved(rnn_type: type, kwargs: dict[str, Any], tmp_path: Any) -> None:
     policy_kwargs = {"rnn_type": rnn_type, "lstm_hidden_size": 8, **kwargs}
@@ -219,7 +219,10 @@ def test_a_subclass_of_torchs_keeps_its_own_initialization() -> None:
 @pytest.mark.parametrize(
     ("rnn_type", "message"),
     [
-        ("transformer", r"rnn_type must be one of \['lstm', 'gru', 'rnn', .*\] or a sb3_laplace.Core class, got 't"),
+        (
+            "transformer",
+            r"rnn_type must be one of \['lstm', 'gru', .*\] or a sb3_laplace.Core class, got 'transformer'",
+        ),
         (nn.Linear, "rnn_type must be one of"),
         (None, "rnn_type must be one of"),
         (type("Own", (nn.LSTM,), {"forward": lambda self, x: x}), "Own has a forward of its own"),
@@ -238,6 +241,7 @@ def test_unknown_cores(rnn_type: Any, message: str) -> None:
         ("lstm", {"batch_size": 2}, r"lstm_kwargs\['batch_size'\] = 2: LSTM takes \['bias', 'dropout'\]"),
         ("gru", {"nonlinearity": "tanh"}, r"lstm_kwargs\['nonlinearity'\] = 'tanh': GRU takes"),
         ("rnn", {"nonlinearity": "relu"}, "must be 'tanh', got 'relu'"),
+        ("mingru", {"dropout": 0.1}, r"lstm_kwargs\['dropout'\] = 0.1: MinGRU takes \['bias'\]"),
         (LeakyCore, {"dropout": 0.1}, r"lstm_kwargs\['dropout'\] = 0.1: LeakyCore takes \['bias'\]"),
     ],
 )
@@ -248,6 +252,7 @@ def test_keywords_that_a_core_does_not_take(rnn_type: Any, keywords: dict[str, A
 
 def test_keywords_that_a_core_takes() -> None:
     assert make_policy(rnn_type=LeakyCore, lstm_kwargs={"bias": False}).lstm_actor.of_input.bias is None
+    assert make_policy(rnn_type="mingru", lstm_kwargs={"bias": False}).lstm_actor.gates[0].bias is None
     assert not make_policy(rnn_type="rnn", lstm_kwargs={"bias": False, "nonlinearity": "tanh"}).lstm_actor.bias
     assert type(make_policy().lstm_actor) is LSTM
 

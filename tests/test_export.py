@@ -59,6 +59,7 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
         {"rnn_type": "gtrxl", "lstm_kwargs": {"memory_length": 5}, "posterior_kwargs": {"covariance": "full"}},
         True,
     ),
+    "mingru": ({"rnn_type": "mingru", "latent_dim": 3, "n_lstm_layers": 2}, True),
     "own core": ({"rnn_type": Leaky, "latent_dim": 3}, False),
     "sum of means": ({"latent_dim": 3, "posterior_kwargs": {"sum_means": True}}, False),
     "stationary": ({"posterior_kwargs": {"factorization": "stationary"}}, False),

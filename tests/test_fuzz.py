@@ -134,7 +134,7 @@ def cases(draw: st.DrawFn) -> Case:
     n_samples = draw(st.integers(0, 4))
     if isinstance(actions, spaces.Box) and n_samples <= 1:
         arguments["use_sde"], arguments["sde_sample_freq"] = draw(st.booleans()), one_of(-1, 2)
-    core = one_of("lstm", "gru", "rnn", "gtrxl")
+    core = one_of("lstm", "gru", "rnn", "mingru", "gtrxl")
     policy_kwargs = {
         **posterior,
         **CRITICS[one_of(*CRITICS)],

@@ -20,7 +20,7 @@ from sb3_laplace.cores import (
     jacobians,
 )
 
-TORCH_CORES = [name for name, core in CORES.items() if issubclass(core, TorchCell)]
+TORCH_CELLS = [name for name, core in CORES.items() if issubclass(core, TorchCell)]
 
 
 def autodiff_jacobian(core: TorchCell, inputs: th.Tensor, state: CoreState) -> th.Tensor:
@@ -57,7 +57,7 @@ def random_case(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(th.float32, 1e-5), (th.float64, 1e-12)])
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 @given(
     n=st.integers(1, 4),
     n_inputs=st.integers(1, 5),
@@ -83,7 +83,7 @@ def test_closed_form_is_autodiffs(
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 def test_closed_form_of_past_inputs_at_one_state(name: str, layers: int) -> None:
     """What a window asks for: L inputs for each of N environments, all at its present state."""
     core, inputs, state = random_case(name, 5, 3, 4, layers, True, 0, th.float64)
@@ -95,7 +95,7 @@ def test_closed_form_of_past_inputs_at_one_state(name: str, layers: int) -> None
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 def test_inputs_of_the_jacobian_are_those_of_the_top_layer(name: str, layers: int) -> None:
     core, _, state = random_case(name, 5, 3, 4, layers, True, 0, th.float64)
     features = th.randn(5, 3, dtype=th.float64)
@@ -109,7 +109,7 @@ def test_inputs_of_the_jacobian_are_those_of_the_top_layer(name: str, layers: in
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 def test_any_core_has_a_jacobian_by_autodiff(name: str, inference: bool) -> None:
     """What a core without a closed form gets, of those that have one: in one step, and of past inputs at one state."""
     core, inputs, state = random_case(name, 5, 3, 4, 1, True, 0, th.float64)
@@ -156,6 +156,7 @@ def test_what_an_operator_is_asked(form: str) -> None:
     th.testing.assert_close(formed(operator), matrix)
     th.testing.assert_close(formed(operator, projection), projected)
     th.testing.assert_close(operator.row_norms_squared(), matrix.square().sum(-1))
+    th.testing.assert_close(operator.projected_row_norms_squared(projection), projected.square().sum(-1))
     norms = operator.projected_norm_squared(operator.projected_gram(projection))
     th.testing.assert_close(norms, projected.square().sum((-2, -1)))
     small = operator.scale(th.full((5,), 1e-2, dtype=th.float64))
@@ -199,7 +200,7 @@ def test_blocks_in_another_type(form: str) -> None:
         th.testing.assert_close(found.double(), formed(operator, one), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("name", TORCH_CORES)
+@pytest.mark.parametrize("name", TORCH_CELLS)
 def test_no_gradient_flows_through_a_jacobian(name: str) -> None:
     core, inputs, state = random_case(name, 2, 3, 4, 1, True, 0, th.float32)
     state[0].requires_grad_()

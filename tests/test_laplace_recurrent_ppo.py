@@ -34,6 +34,8 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "rnn": {"rnn_type": "rnn"},
     "gtrxl": {"rnn_type": "gtrxl", "latent_dim": 3, "lstm_kwargs": {"memory_length": 2}},
     "gtrxl-window": {"rnn_type": "gtrxl", "posterior_kwargs": {"covariance": "full", "window": 3}},
+    "mingru": {"rnn_type": "mingru", "latent_dim": 3},
+    "mingru-two-layers": {"rnn_type": "mingru", "n_lstm_layers": 2, "posterior_kwargs": {"covariance": "full"}},
 }
 
 

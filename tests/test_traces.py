@@ -30,6 +30,7 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     "variational-full": {"posterior": "variational", "posterior_kwargs": {"covariance": "full"}},
     "gru-two-layers": {"rnn_type": "gru", "n_lstm_layers": 2, "latent_dim": 3},
     "gtrxl": {"rnn_type": "gtrxl", "n_lstm_layers": 2, "latent_dim": 3, "lstm_kwargs": {"n_heads": 1}},
+    "mingru-two-layers": {"rnn_type": "mingru", "n_lstm_layers": 2, "latent_dim": 3},
 }
 
 
@@ -142,7 +143,8 @@ def test_equals_a_naive_loop_over_environments(posterior: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy_kwargs", [{}, {"latent_dim": 3}, {"rnn_type": "gru", "latent_dim": 3}, POSTERIORS["gtrxl"]]
+    "policy_kwargs",
+    [{}, {"latent_dim": 3}, {"rnn_type": "gru", "latent_dim": 3}, {"rnn_type": "mingru"}, POSTERIORS["gtrxl"]],
 )
 def test_norm_of_the_jacobian(policy_kwargs: dict[str, Any]) -> None:
     """Markov: J J^T is what the precision grows by."""

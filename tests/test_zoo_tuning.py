@@ -15,6 +15,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
 from sb3_laplace.cli.main import main
+from sb3_laplace.cores import CORES
 from sb3_laplace.zoo import search_spaces, storage
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS
 from sb3_laplace.zoo.search_spaces import fit_to_configuration, register_search_spaces
@@ -54,7 +55,7 @@ def test_search_spaces_build_agents_and_convert_back(algo: str) -> None:
     register_search_spaces()
     env = make_vec_env(BANDIT, n_envs=2)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    seen = set()
+    seen, cores = set(), set()
     for _ in range(8):
         trial = study.ask()
         sampled = HYPERPARAMS_SAMPLER[algo](trial, 0, 2, {})
@@ -62,13 +63,25 @@ def test_search_spaces_build_agents_and_convert_back(algo: str) -> None:
         model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, **fit_to_configuration(sampled, {}, 2))
         assert model.policy.latent_layer.latent_dim == trial.params["latent_dim"]
         seen.add(type(model.policy.latent_layer).__name__)
-        expected = {"learning_rate", "latent_dim"}
+        assert type(model.policy.lstm_actor) is CORES[trial.params["rnn_type"]]
+        cores.add(trial.params["rnn_type"])
+        expected = {"learning_rate", "latent_dim", "rnn_type"}
         if algo != "point_ppo_lstm":
             expected |= {"covariance", "prior_std", "kl_coef", "kl_is_auto", "n_posterior_samples"}
             number = trial.params["kl_coef"]
             assert model.kl_coef == (f"auto_{number!r}" if trial.params["kl_is_auto"] else number)
         assert expected <= set(trial.params)
     assert len(seen) == 1
+    assert len(cores) > 1
+
+
+def test_a_trial_of_a_study_from_before_there_were_other_memories() -> None:
+    register_search_spaces()
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    sampled = HYPERPARAMS_SAMPLER["laplace_ppo_lstm"](trial, 0, 2, {})
+    del sampled["policy_kwargs"]["rnn_type"]
+    params = {name: value for name, value in trial.params.items() if name != "rnn_type"}
+    assert HYPERPARAMS_CONVERTER["laplace_ppo_lstm"](params) == sampled
 
 
 def test_what_is_not_sampled_stays() -> None:

@@ -15,6 +15,7 @@ from sb3_laplace.cores.jacobians import (
     PullbackJacobian,
 )
 from sb3_laplace.cores.lstm import LSTM
+from sb3_laplace.cores.mingru import MinGRU
 from sb3_laplace.cores.rnn import RNN
 from sb3_laplace.cores.torch_cell import TorchCell
 
@@ -30,13 +31,14 @@ __all__ = [
     "GTrXL",
     "GateSumJacobian",
     "JacobianOperator",
+    "MinGRU",
     "PullbackJacobian",
     "TorchCell",
     "core_class",
 ]
 
 #: Names that ``rnn_type`` takes
-CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "gtrxl": GTrXL}
+CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "mingru": MinGRU, "gtrxl": GTrXL}
 
 
 def core_class(rnn_type: Any) -> type[Core]:

@@ -4,6 +4,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_laplace.cores.base import CoreState
+from sb3_laplace.cores.gru_layer import unroll_gru_layer
 from sb3_laplace.cores.torch_cell import CellWeights, TorchCell
 
 
@@ -15,11 +17,22 @@ class GRU(TorchCell, nn.GRU):
 
     With ``k = (1 - z) (1 - n^2)``, ``dh'/dh = diag(a_r) U_r + diag(a_z) U_z + diag(a_n) U_n + diag(z)`` where
     ``a_r = k q r (1 - r)``, ``a_z = (h - n) z (1 - z)``, ``a_n = k r``; the last term is one with the identity matrix.
+
+    Sequences on a CPU run several times faster than by the module itself, and can be differentiated once only.
     """
 
     @staticmethod
     def cell(inputs: th.Tensor, state: tuple[th.Tensor, ...], weights: CellWeights) -> tuple[th.Tensor, ...]:
         return (th.gru_cell(inputs, state[0], *weights),)
+
+    def unroll(self, inputs: th.Tensor, state: CoreState) -> th.Tensor:
+        if not inputs.is_cpu or th.is_autocast_enabled("cpu"):
+            return super().unroll(inputs, state)
+        for layer, hidden in enumerate(state[0]):
+            if layer:
+                inputs = F.dropout(inputs, self.dropout, self.training)
+            inputs = unroll_gru_layer(inputs, hidden, self.weights_of_layer(layer))
+        return inputs
 
     @staticmethod
     def row_factors(

@@ -30,6 +30,15 @@ class JacobianOperator(ABC):
             the next block does
         """
 
+    def projected_row_norms_squared(self, projection: th.Tensor, dtype: th.dtype | None = None) -> th.Tensor:
+        """The diagonal of ``J J^T`` for a flat batch of N inputs, shape (N, D).
+
+        :param projection: the latent projection W, shape (D, H)
+        :param dtype: floating point type of the products for J, the weights' own by default
+        """
+        # In place, as the blocks are ours: the squares need no memory of their own
+        return th.cat([dense.to(projection.dtype).square_().sum(-1) for _, dense in self.blocks(projection, dtype)])
+
     @abstractmethod
     def row_norms_squared(self) -> th.Tensor:
         """The diagonal of ``S S^T``, shape (..., H)."""
@@ -169,6 +178,10 @@ class DiagonalJacobian(JacobianOperator):
                 yield block, diagonal[block].diag_embed()
             else:
                 yield block, projection.detach().to(diagonal.dtype) * diagonal[block].unsqueeze(1)
+
+    def projected_row_norms_squared(self, projection: th.Tensor, dtype: th.dtype | None = None) -> th.Tensor:
+        # One small product, of which no other type would be worth it
+        return self.diagonal.square() @ projection.detach().square().T
 
     def row_norms_squared(self) -> th.Tensor:
         return self.diagonal.square()

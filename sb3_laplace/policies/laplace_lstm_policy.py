@@ -43,7 +43,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         None for no decoder
     :param detach_critic: with ``shared_lstm=True``, keep the critic's gradient out of the LSTM, as
         RecurrentPPO does
-    :param rnn_type: what it remembers with: "lstm", "gru", "rnn" (tanh), "gtrxl" (attention, see
+    :param rnn_type: what it remembers with: "lstm", "gru", "rnn" (tanh), "mingru", "gtrxl" (attention, see
         :class:`~sb3_laplace.cores.GTrXL`) or a :class:`~sb3_laplace.Core` class. The keywords that name an LSTM
         (``lstm_hidden_size``, ``n_lstm_layers``, ``lstm_kwargs``, ``shared_lstm``, ``enable_critic_lstm``) hold for
         every type.

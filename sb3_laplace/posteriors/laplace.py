@@ -194,17 +194,17 @@ class LaplacePosterior(LatentPosterior):
     def _add_curvature(self, base: th.Tensor, jacobian: JacobianOperator) -> th.Tensor:
         """``base + J J^T / noise_std^2`` or its diagonal, for one input in each environment."""
         per_noise = self.noise_std**-2
-        if self.covariance == "diagonal" and self.mean_net is None:
-            return th.add(base, jacobian.row_norms_squared(), alpha=per_noise)
+        if self.covariance == "diagonal":
+            if self.mean_net is None:
+                norms = jacobian.row_norms_squared()
+            else:
+                norms = jacobian.projected_row_norms_squared(self.mean_net.weight, self._jacobian_dtype)
+            return th.add(base, norms, alpha=per_noise)
         precision = th.empty_like(base, memory_format=th.contiguous_format)
         projection = None if self.mean_net is None else self.mean_net.weight
         for block, dense in jacobian.blocks(projection, self._jacobian_dtype):
             dense = dense.to(base.dtype)
-            if self.covariance == "diagonal":
-                # In place, as the block is ours: the squares need no memory of their own
-                th.add(base[block], dense.square_().sum(-1), alpha=per_noise, out=precision[block])
-            else:
-                th.baddbmm(base[block], dense, dense.mT, alpha=per_noise, out=precision[block])
+            th.baddbmm(base[block], dense, dense.mT, alpha=per_noise, out=precision[block])
         return precision
 
     def _add_window(

@@ -7,12 +7,13 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 # Rollouts beyond this many steps, and more minibatches in an epoch, make an update slow without making it better
 _MAX_ROLLOUT, _MAX_MINIBATCHES = 2**16, 64
+_RNN_TYPES = ("lstm", "gru", "mingru", "gtrxl")
 
 
 def sample_laplace_ppo_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Sample RecurrentPPO's hyperparameters, the latent, the Laplace posterior, ``kl_coef`` and K.
+    """Sample RecurrentPPO's hyperparameters, the memory, the latent, the Laplace posterior, ``kl_coef`` and K.
 
     :param trial: the trial, which records what is sampled
     :param n_actions: number of dimensions of the action, as RL Zoo counts them
@@ -35,10 +36,11 @@ def sample_vrnn_ppo_lstm_params(
 def sample_point_ppo_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """As :func:`sample_laplace_ppo_lstm_params`, without what a point has not: RecurrentPPO's and the latent."""
+    """As :func:`sample_laplace_ppo_lstm_params`, without a posterior: RecurrentPPO's, the memory and the latent."""
     hyperparams = HYPERPARAMS_SAMPLER["ppo_lstm"](trial, n_actions, n_envs, additional_args)
     latent_dim = trial.suggest_categorical("latent_dim", [8, 16, 32, 64])
-    hyperparams["policy_kwargs"] |= {"posterior": "point", "latent_dim": latent_dim}
+    rnn_type = trial.suggest_categorical("rnn_type", _RNN_TYPES)
+    hyperparams["policy_kwargs"] |= {"posterior": "point", "latent_dim": latent_dim, "rnn_type": rnn_type}
     return hyperparams
 
 
@@ -55,9 +57,10 @@ def convert_vrnn_ppo_lstm_params(sampled_params: dict[str, Any]) -> dict[str, An
 def convert_point_ppo_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Turn what a trial of :func:`sample_point_ppo_lstm_params` recorded into keyword arguments."""
     params = dict(sampled_params)
-    latent_dim = params.pop("latent_dim")
+    # Older studies have no rnn_type
+    own = {name: params.pop(name) for name in ("latent_dim", "rnn_type") if name in params}
     hyperparams = HYPERPARAMS_CONVERTER["ppo_lstm"](params)
-    hyperparams["policy_kwargs"] |= {"posterior": "point", "latent_dim": latent_dim}
+    hyperparams["policy_kwargs"] |= own | {"posterior": "point"}
     return hyperparams
 
 
