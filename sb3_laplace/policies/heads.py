@@ -1,5 +1,7 @@
 """From features and latents to actions and values: what the heads read, and the policy over K latents."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -80,7 +82,8 @@ class HeadsPolicy(LatentPolicy):
         if not self.state_dependent_std:
             return super()._get_action_dist_from_latent(latent_pi)
         assert isinstance(self.action_dist, DiagGaussianDistribution)
-        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std(latent_pi))
+        log_std_net: Any = self.log_std
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std_net(latent_pi))
 
     def _mixture(self, heads: th.Tensor, action_masks: th.Tensor | None = None) -> Distribution:
         """Mixture over K of the action distributions of heads (K, B, .), given that masks (B, n) allow the action."""

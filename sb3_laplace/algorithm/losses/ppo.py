@@ -1,6 +1,6 @@
 """PPO's own terms: clip loss, entropy and value loss."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
@@ -75,7 +75,8 @@ class PPOTerm(LossTerm):
         logged = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
         with th.no_grad():
             if self.policy.state_dependent_std:
-                std = components_of(evaluation.distribution).distribution.stddev
+                normal: Any = components_of(evaluation.distribution).distribution
+                std = normal.stddev
                 logged["std"] = valid(
                     std.view(-1, len(evaluation.log_prob), std.shape[-1]).mean((0, 2)), samples
                 ).mean()
