@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.nn.utils.stateless import _reparametrize_module
 
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_regression, make_vec_env
-from sb3_laplace.algorithm.losses import TargetTerm
 from sb3_laplace.policies.distributions import StateDependentLogStd
 from tests.helpers import ACTION_SPACES, CRITICS, RandomEnv, make_policy, randomize
 from tests.target_env import losses_of, target_env
@@ -249,60 +248,3 @@ def test_prediction_of_regression_has_the_std_of_the_state() -> None:
 def test_what_does_not_go_with_it(space: spaces.Space, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(action_space=space, state_dependent_std=True, **kwargs)
-
-
-@pytest.mark.parametrize("posterior", ["point", "four draws"])
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_target_beta_weights_by_the_predicted_variance(posterior: str, beta: float) -> None:
-    """The loss beside its equation; what is logged is the likelihood itself."""
-    model = model_with_std(target_env(action_space=BOX), POSTERIORS[posterior], target_coef=1.0, target_beta=beta)
-    collect(model)
-    samples, evaluation = evaluate(model)
-    components, targets = oracle(model, evaluation), samples.columns["targets"]
-    per_component = components.log_prob(targets)
-    log_prob = per_component.logsumexp(0) - math.log(len(per_component))
-    # The law of total variance, over the components
-    second_moment = (components.stddev.square() + components.mean.square()).mean(0)
-    variance = (second_moment - components.mean.mean(0).square()).mean(-1)
-    expected = -(variance.detach() ** beta * log_prob).mean()
-    term = next(term for term in model.loss_terms if isinstance(term, TargetTerm))
-    loss, logged = term.loss(samples, evaluation)
-    parameters = list(model.policy.action_net.parameters()) + list(model.policy.log_std.parameters())
-    th.testing.assert_close(loss, expected)
-    th.testing.assert_close(logged["target_loss"], -log_prob.mean())
-    ours, theirs = (th.autograd.grad(one, parameters, retain_graph=True) for one in (loss, expected))
-    for one, other in zip(ours, theirs, strict=True):
-        th.testing.assert_close(one, other)
-
-
-def test_target_beta_1_moves_means_as_squared_errors_do() -> None:
-    """Of one Gaussian, as far as the mean is concerned: the variance falls out."""
-    env = target_env(action_space=spaces.Box(-1.0, 1.0, (1,), np.float32))
-    model = model_with_std(env, {"posterior": "point"}, target_coef=1.0, target_beta=1.0)
-    collect(model)
-    samples, evaluation = evaluate(model)
-    term = next(term for term in model.loss_terms if isinstance(term, TargetTerm))
-    mean, targets = oracle(model, evaluation).mean[0], samples.columns["targets"]
-    parameters = list(model.policy.action_net.parameters())
-    ours = th.autograd.grad(term.loss(samples, evaluation)[0], parameters)
-    theirs = th.autograd.grad((mean - targets).square().sum(-1).mean() / 2, parameters)
-    for one, other in zip(ours, theirs, strict=True):
-        th.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize(
-    ("beta", "learned", "message"),
-    [
-        (-0.1, True, "target_beta must be a finite number >= 0, got -0.1"),
-        (1.1, True, "target_beta must lie between 0 and 1, got 1.1"),
-        (0.5, False, r"target_beta = 0.5 weights by variances: policy_kwargs need state_dependent_std=True"),
-    ],
-)
-def test_target_betas_that_cannot_be(beta: float, learned: bool, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        small_model(
-            target_env(action_space=BOX),
-            target_coef=1.0,
-            target_beta=beta,
-            policy_kwargs={"state_dependent_std": learned},
-        )

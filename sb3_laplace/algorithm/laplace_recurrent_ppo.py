@@ -77,9 +77,6 @@ class LaplaceRecurrentPPO(SavedPPO):
         ``info["target"]`` under the policy (with K samples: under the mixture). Targets are actions; where they are in
         another unit, the environment has an attribute ``action_scale`` and the target of the action is
         ``target / action_scale``.
-    :param target_beta: from 0 to 1, with ``state_dependent_std``: each target's log-likelihood is weighted by the
-        predicted variance to this power (Seitzer et al. 2022). 0 is the likelihood itself, in which steps that are
-        hard to predict count for little; with 1 errors count the same at every step, as with one standard deviation.
     :param reward_coef: coefficient of the reward decoder's loss (paper, section 5), in nats, see
         ``reward_decoder_kwargs`` of the policy
     :param decode_window: which rewards are decoded from the latent at t: those of the steps t - decode_window to
@@ -138,7 +135,6 @@ class LaplaceRecurrentPPO(SavedPPO):
         sequence_length: int | None = None,
         policy_coef: float | Schedule = 1.0,
         target_coef: float | Schedule = 0.0,
-        target_beta: float = 0.0,
         reward_coef: float | Schedule = 0.0,
         decode_window: int | str = 0,
         _init_setup_model: bool = True,
@@ -151,7 +147,6 @@ class LaplaceRecurrentPPO(SavedPPO):
         self.sequence_length = sequence_length
         self.policy_coef = policy_coef
         self.target_coef = target_coef
-        self.target_beta = target_beta
         self.reward_coef = reward_coef
         self.decode_window = decode_window
         # Keywords of the posterior that are settled when the model is built, or calibrated, and whether it has a

@@ -123,15 +123,6 @@ def components_of(distribution: Distribution) -> Distribution:
     return distribution.components if isinstance(distribution, MixtureDistribution) else distribution
 
 
-@th.no_grad()
-def gaussian_variance(distribution: Distribution) -> th.Tensor:
-    """Variance of Gaussian actions, or of a mixture of them, averaged over an action's numbers, shape (N,)."""
-    normal: Any = components_of(distribution).distribution
-    n_components = distribution.n_components if isinstance(distribution, MixtureDistribution) else 1
-    mean, variance = (part.view(n_components, -1, part.shape[-1]) for part in (normal.mean, normal.variance))
-    return (variance.mean(0) + mean.var(0, correction=0)).mean(-1)
-
-
 class MixtureDistribution(Distribution):
     """Equal-weight mixture of K action distributions, one for each posterior sample.
 

@@ -57,15 +57,7 @@ _ARGUMENTS = (
     "seed",
 )
 # And of one of ours
-_OWN_ARGUMENTS = (
-    "kl_target",
-    "sequence_length",
-    "policy_coef",
-    "target_coef",
-    "target_beta",
-    "reward_coef",
-    "decode_window",
-)
+_OWN_ARGUMENTS = ("kl_target", "sequence_length", "policy_coef", "target_coef", "reward_coef", "decode_window")
 _COUNTERS = ("num_timesteps", "_total_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 

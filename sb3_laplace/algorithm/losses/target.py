@@ -8,8 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
-from sb3_laplace.checks import check_not_negative, is_masked_out, is_no_choice
-from sb3_laplace.policies.distributions import gaussian_variance
+from sb3_laplace.checks import is_masked_out, is_no_choice
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
 from sb3_laplace.vec_env.infos import attribute_of, column_of
 
@@ -19,23 +18,9 @@ class TargetTerm(LossTerm):
 
     An environment whose targets are in another unit than its actions has an attribute ``action_scale``: the target is
     compared with ``action_scale * action``.
-
-    ``target_beta`` weights each target by the variance that is predicted for it to this power, through which nothing
-    flows back: beta-NLL (Seitzer et al. 2022, "On the Pitfalls of Heteroscedastic Uncertainty Estimation", equation 5).
     """
 
     coefficient: ClassVar[str] = "target_coef"
-
-    def check_arguments(self) -> None:
-        super().check_arguments()
-        beta = check_not_negative("target_beta", self.algorithm.target_beta)  # type: ignore[attr-defined]
-        if beta > 1:
-            raise ValueError(f"target_beta must lie between 0 and 1, got {beta!r}.")
-
-    def check_policy(self) -> None:
-        beta: float = self.algorithm.target_beta  # type: ignore[attr-defined]
-        if beta > 0 and not self.policy.state_dependent_std:
-            raise ValueError(f"target_beta = {beta} weights by variances: policy_kwargs need state_dependent_std=True.")
 
     def begin_rollout(self, env: VecEnv) -> None:
         super().begin_rollout(env)
@@ -97,10 +82,5 @@ class TargetTerm(LossTerm):
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         targets = samples.columns["targets"]
         assert isinstance(targets, th.Tensor)
-        surprise = -valid(evaluation.distribution.log_prob(targets), samples)
-        mean = surprise.mean()
-        beta: float = self.algorithm.target_beta  # type: ignore[attr-defined]
-        if beta == 0:
-            return mean, {"target_loss": mean}
-        weights = valid(gaussian_variance(evaluation.distribution), samples).pow(beta)
-        return (weights * surprise).mean(), {"target_loss": mean}
+        loss = -valid(evaluation.distribution.log_prob(targets), samples).mean()
+        return loss, {"target_loss": loss}
