@@ -1,7 +1,7 @@
 """Learn regression from targets, with each posterior, and compare with Bayesian linear regression.
 
-python examples/regression.py train laplace-full [--seed 0] [--out runs/regression]    # about ten minutes
-python examples/regression.py evaluate [--out runs/regression]                         # all that were trained
+python examples/regression.py train laplace-full [--std] [--seed 0] [--out runs/regression]    # about ten minutes
+python examples/regression.py evaluate [--out runs/regression]                                 # all that were trained
 """
 
 import argparse
@@ -36,7 +36,7 @@ TIMESTEPS = dict.fromkeys(METHODS, 3_200_000) | {"variational": 4_800_000}
 PRIOR_STDS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def train(method: str, seed: int, timesteps: int) -> LaplaceRecurrentPPO:
+def train(method: str, seed: int, timesteps: int, state_dependent_std: bool) -> LaplaceRecurrentPPO:
     """Supervised meta-learning: the negative log-likelihood of the targets alone."""
     model = LaplaceRecurrentPPO(
         "LaplaceLstmPolicy",
@@ -65,6 +65,7 @@ def train(method: str, seed: int, timesteps: int) -> LaplaceRecurrentPPO:
             "activation_fn": th.nn.SiLU,
             "ortho_init": False,
             "log_std_init": -1.5,
+            "state_dependent_std": state_dependent_std,
             **METHODS[method],
         },
     )
@@ -115,6 +116,7 @@ def main() -> None:
     training.add_argument("method", choices=METHODS)
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--timesteps", type=int, help="by default 3.2 million, 4.8 million for variational")
+    training.add_argument("--std", action="store_true", help="learn a standard deviation that depends on the state")
     evaluating = commands.add_parser("evaluate", help="evaluate all agents that were trained")
     evaluating.add_argument("--functions", type=int, default=128, help="number of functions")
     evaluating.add_argument("--samples", type=int, default=30, help="draws from each posterior")
@@ -124,7 +126,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.command == "train":
         timesteps = TIMESTEPS[options.method] if options.timesteps is None else options.timesteps
-        train(options.method, options.seed, timesteps).save(options.out / f"{options.method}-{options.seed}")
+        name = f"{options.method}-std" if options.std else options.method
+        train(options.method, options.seed, timesteps, options.std).save(options.out / f"{name}-{options.seed}")
     else:
         evaluate(options.out, options.functions, options.samples)
 

@@ -89,12 +89,13 @@ def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
         monkeypatch.setattr(sys, "argv", ["regression.py", *arguments, "--out", str(tmp_path)])
         regression.main()
 
-    for method in ("laplace-full", "point"):
-        main("train", method, "--timesteps", "1")
+    main("train", "laplace-full", "--std", "--timesteps", "1")
+    main("train", "point", "--timesteps", "1")
     main("evaluate", "--functions", "2", "--samples", "1")
     output = capsys.readouterr().out
     # An agent each, and a posterior for the point; in two contexts
     assert output.count("limit: Bayesian linear regression") == 6
+    assert {path.name for path in tmp_path.glob("*.zip")} == {"laplace-full-std-0.zip", "point-0.zip"}
     assert output.count("prior_std") == 2
     assert len(list(tmp_path.glob("*.csv"))) == 6
     assert {path.name for path in tmp_path.glob("scores-*.png")} == {"scores-train.png", "scores-test.png"}

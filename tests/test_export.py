@@ -122,11 +122,11 @@ def test_it_plays_as_predict_does(name: str, suffix: str, tmp_path: Path) -> Non
     assert_plays_alike(policy, path, with_entropy, tolerance=tolerance)
 
 
-@pytest.mark.parametrize("space", ["discrete", "multi_discrete", "multi_binary", "squashed", "gsde"])
+@pytest.mark.parametrize("space", ["discrete", "multi_discrete", "multi_binary", "squashed", "gsde", "std"])
 def test_every_action_space(space: str, tmp_path: Path) -> None:
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {"state_dependent_std": space == "std"}
     if space in ("squashed", "gsde"):
-        kwargs = {"use_sde": True, "squash_output": space == "squashed"}
+        kwargs |= {"use_sde": True, "squash_output": space == "squashed"}
     policy = make_policy(action_space=ACTION_SPACES.get(space, spaces.Box(-2.0, 3.0, (2,))), **kwargs)
     export_policy(policy, tmp_path / "actor.onnx")
     assert_plays_alike(policy, tmp_path / "actor.onnx", False, 50)

@@ -150,6 +150,8 @@ def cases(draw: st.DrawFn) -> Case:
         "detach_critic": draw(st.booleans()),
         "net_arch": one_of([4], [], {"pi": [3], "vf": [5]}),
     }
+    if isinstance(actions, spaces.Box) and not arguments.get("use_sde"):
+        policy_kwargs["state_dependent_std"] = draw(st.booleans())
     if arguments["reward_coef"]:
         policy_kwargs["reward_decoder_kwargs"] = {"net_arch": [3], "next_obs": draw(st.booleans())}
     if policy_kwargs.get("shared_lstm"):

@@ -349,7 +349,7 @@ class LaplaceRecurrentPPO(SavedPPO):
         self.logger.record(
             "train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         )
-        if hasattr(self.policy, "log_std"):
+        if isinstance(getattr(self.policy, "log_std", None), th.Tensor):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         progress = self._current_progress_remaining

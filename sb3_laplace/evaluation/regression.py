@@ -20,7 +20,7 @@ from sb3_laplace.evaluation.regression_evaluation import (
     ExampleFunctions,
     RegressionEvaluation,
 )
-from sb3_laplace.policies.distributions import MixtureDistribution
+from sb3_laplace.policies.distributions import components_of
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.policies.types import PolicyStep, RecurrentStates
 from sb3_laplace.posteriors import PosteriorState
@@ -243,10 +243,7 @@ class _Predictor:
         latents = draw_latents(self._policy, step, 0)
         if self._n_draws > 0:
             latents = th.cat((latents, draw_latents(self._policy, step, self._n_draws)))
-        distribution = distribution_at(self._policy, obs, step, latents)
-        if isinstance(distribution, MixtureDistribution):
-            distribution = distribution.components
-        normal: Any = distribution.distribution
+        normal: Any = components_of(distribution_at(self._policy, obs, step, latents)).distribution
         return tuple(part.view(len(latents), -1).cpu().double() for part in (normal.mean, normal.stddev))
 
     def _n_inputs_kept(self, state: PosteriorState) -> int:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     Distribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 from torch.distributions import Bernoulli, Categorical
 from torch.distributions.utils import lazy_property
@@ -73,6 +75,52 @@ class LogSoftmaxCategoricalDistribution(CategoricalDistribution):
         if self.distribution.logits.isnan().any():
             raise ValueError(_NOT_FINITE)
         return super().mode()
+
+
+class StateDependentLogStd(nn.Linear):
+    """Log standard deviations of Gaussian actions, linear in the actor's last codes and clamped as SAC's.
+
+    At first they are the same in every state: the weights are zero.
+
+    :param latent_dim: number of codes
+    :param log_std: log standard deviations to start from, shape (n_actions,)
+    """
+
+    def __init__(self, latent_dim: int, log_std: th.Tensor) -> None:
+        # Drawing no random numbers: a seed is the same agent with and without it
+        super().__init__(latent_dim, len(log_std), device="meta")
+        self.weight = nn.Parameter(log_std.new_zeros(len(log_std), latent_dim))
+        self.bias = nn.Parameter(log_std.detach().clone())
+
+    def forward(self, latent_pi: th.Tensor) -> th.Tensor:
+        """From codes (B, latent_dim) to log standard deviations (B, n_actions)."""
+        return super().forward(latent_pi).clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+
+def check_state_dependent_std(action_space: spaces.Space, policy_kwargs: dict[str, Any]) -> None:
+    """Check that ``state_dependent_std=True`` has a Gaussian to be about.
+
+    :param action_space: action space
+    :param policy_kwargs: keywords of SB3's policy
+    :raises ValueError: naming what does not go with it
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"state_dependent_std=True needs Gaussian actions, of a Box space, got {action_space}.")
+    if policy_kwargs.get("use_sde", False):
+        raise ValueError(
+            "state_dependent_std=True does not go with use_sde=True (gSDE), whose noise has a scale of its own."
+        )
+    log_std_init = policy_kwargs.get("log_std_init", 0.0)
+    if not LOG_STD_MIN < log_std_init < LOG_STD_MAX:
+        raise ValueError(
+            f"log_std_init must lie between {LOG_STD_MIN} and {LOG_STD_MAX}, the bounds of what is learned with "
+            f"state_dependent_std=True, got {log_std_init!r}."
+        )
+
+
+def components_of(distribution: Distribution) -> Distribution:
+    """The K * N components of a mixture, ordered (K, N), as one SB3 distribution; what is no mixture as it is."""
+    return distribution.components if isinstance(distribution, MixtureDistribution) else distribution
 
 
 class MixtureDistribution(Distribution):

@@ -1,9 +1,11 @@
 """From features and latents to actions and values: what the heads read, and the policy over K latents."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -74,6 +76,14 @@ class HeadsPolicy(LatentPolicy):
             return hidden.unsqueeze(0)
         assert self.critic is not None
         return self.critic(features).unsqueeze(0)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        """As SB3's; with ``state_dependent_std`` both parameters of the Gaussian are read from the codes (B, .)."""
+        if not self.state_dependent_std:
+            return super()._get_action_dist_from_latent(latent_pi)
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        log_std_net: Any = self.log_std
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std_net(latent_pi))
 
     def _mixture(self, heads: th.Tensor, action_masks: th.Tensor | None = None) -> Distribution:
         """Mixture over K of the action distributions of heads (K, B, .), given that masks (B, n) allow the action."""

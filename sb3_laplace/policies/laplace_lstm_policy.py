@@ -43,6 +43,8 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         None for no decoder
     :param detach_critic: with ``shared_lstm=True``, keep the critic's gradient out of the LSTM, as
         RecurrentPPO does
+    :param state_dependent_std: of Gaussian actions, learn the standard deviation as a function of what the heads read,
+        not one number for all steps. It starts from ``log_std_init`` everywhere; its logarithm is kept in [-20, 2].
     :param rnn_type: what it remembers with: "lstm", "gru", "rnn" (tanh), "mingru", "gtrxl" (attention, see
         :class:`~sb3_laplace.cores.GTrXL`) or a :class:`~sb3_laplace.Core` class. The keywords that name an LSTM
         (``lstm_hidden_size``, ``n_lstm_layers``, ``lstm_kwargs``, ``shared_lstm``, ``enable_critic_lstm``) hold for

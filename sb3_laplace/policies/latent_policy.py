@@ -13,7 +13,11 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_laplace.checks import check_integer, check_observation_space, check_state
 from sb3_laplace.cores import Core, core_class
-from sb3_laplace.policies.distributions import LogSoftmaxCategoricalDistribution
+from sb3_laplace.policies.distributions import (
+    LogSoftmaxCategoricalDistribution,
+    StateDependentLogStd,
+    check_state_dependent_std,
+)
 from sb3_laplace.policies.features import check_extractor
 from sb3_laplace.policies.types import RecurrentState, RecurrentStates
 from sb3_laplace.posteriors import LatentPosterior, PosteriorStep, StepInputs, make_posterior
@@ -51,6 +55,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         head_inputs: Sequence[str] = (),
         reward_decoder_kwargs: dict[str, Any] | None = None,
         detach_critic: bool = False,
+        state_dependent_std: bool = False,
         lstm_hidden_size: int = 256,
         n_lstm_layers: int = 1,
         lstm_kwargs: dict[str, Any] | None = None,
@@ -65,6 +70,8 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         check_integer("n_posterior_samples", n_posterior_samples, minimum=0)
         if kwargs.get("use_sde", False) and n_posterior_samples > 1:
             raise ValueError(f"use_sde=True (gSDE) takes n_posterior_samples <= 1, got {n_posterior_samples!r}.")
+        if state_dependent_std:
+            check_state_dependent_std(action_space, kwargs)
         if isinstance(head_inputs, str) or not set(head_inputs) <= set(HEAD_INPUTS):
             raise ValueError(f"head_inputs must be a sequence of any of {HEAD_INPUTS}, got {head_inputs!r}.")
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
@@ -73,6 +80,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
         self.head_inputs = tuple(head_inputs)
         self.n_posterior_samples = n_posterior_samples
         self.detach_critic = detach_critic
+        self.state_dependent_std = state_dependent_std
         # Read by _build, which the parent class calls before it sets any of its own
         self.shared_lstm = kwargs.get("shared_lstm", False)
         self._own_parameters = {
@@ -83,6 +91,7 @@ class LatentPolicy(RecurrentActorCriticPolicy):
             "head_inputs": self.head_inputs,
             "reward_decoder_kwargs": reward_decoder_kwargs,
             "detach_critic": detach_critic,
+            "state_dependent_std": state_dependent_std,
             "rnn_type": rnn_type,
             "lstm_hidden_size": lstm_hidden_size,
             "n_lstm_layers": n_lstm_layers,
@@ -128,6 +137,11 @@ class LatentPolicy(RecurrentActorCriticPolicy):
             self.action_dist = LogSoftmaxCategoricalDistribution(self.action_dist.action_dim)
         self._build_latent_layer()
         super()._build(lr_schedule)
+        if self.state_dependent_std:
+            # SB3's parameter becomes a layer, as SAC's is: at first the same number in every state
+            log_std = self.log_std
+            del self.log_std
+            self.log_std = StateDependentLogStd(self.mlp_extractor.latent_dim_pi, log_std)  # type: ignore[assignment]
 
     def _build_latent_layer(self) -> None:
         own = self._own_parameters

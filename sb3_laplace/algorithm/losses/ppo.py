@@ -1,12 +1,13 @@
 """PPO's own terms: clip loss, entropy and value loss."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.losses.base import LossTerm, RolloutStep, valid
+from sb3_laplace.policies.distributions import components_of
 from sb3_laplace.policies.types import Evaluation, SequenceRolloutBufferSamples, TensorOrDict
 
 
@@ -73,6 +74,12 @@ class PPOTerm(LossTerm):
             loss = loss + self.ent_coef * entropy_loss
         logged = {"entropy_loss": entropy_loss, "policy_gradient_loss": policy_loss, "value_loss": value_loss}
         with th.no_grad():
+            if self.policy.state_dependent_std:
+                normal: Any = components_of(evaluation.distribution).distribution
+                std = normal.stddev
+                logged["std"] = valid(
+                    std.view(-1, len(evaluation.log_prob), std.shape[-1]).mean((0, 2)), samples
+                ).mean()
             # Schulman's low-variance estimate of the reverse KL, http://joschu.net/blog/kl-approx.html
             logged["approx_kl"] = (ratio - 1 - log_ratio).mean()
             logged["clip_fraction"] = ((ratio - 1).abs() > self.clip_range).float().mean()
