@@ -137,6 +137,11 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         """The hidden task of the present trial, None where the environment does not tell."""
         return self._task.copy() if isinstance(self._task, np.ndarray) else self._task
 
+    @property
+    def trial_length(self) -> int | None:
+        """The most steps in a trial, None where no limit is known."""
+        return longest_trial(self.env, self._progress)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a trial.
 
@@ -250,15 +255,11 @@ def trial_fields(
     """
     for name, value in switches.items():
         check_flag(name, value)
-    n_steps, n_episodes = progress.trial_steps, progress.n_episodes
+    n_steps, n_episodes = None, progress.n_episodes
     if switches["step_number"]:
-        in_episode = None if env.spec is None else env.spec.max_episode_steps
-        if n_steps is None and n_episodes is not None and in_episode is not None:
-            n_steps = n_episodes * in_episode
+        n_steps = longest_trial(env, progress)
         if n_steps is None:
             raise ValueError("step_number must come with trial_steps: episodes of env have no limit that is known")
-    else:
-        n_steps = None
     if not switches["episode_number"]:
         n_episodes = None
     elif n_episodes is None:
@@ -274,3 +275,18 @@ def trial_fields(
         n_steps=n_steps,
         n_episodes=n_episodes,
     )
+
+
+def longest_trial(env: Any, progress: Progress) -> int | None:
+    """The most steps in a trial, None where no limit is known.
+
+    :param env: The environment, single or a batch
+    :param progress: What ends a trial
+    """
+    singles = getattr(env.unwrapped, "envs", [])
+    # A batch of single environments has no specification of its own
+    spec = env.spec or (singles[0].spec if singles else None)
+    in_episode = None if spec is None else spec.max_episode_steps
+    if progress.trial_steps is not None or progress.n_episodes is None or in_episode is None:
+        return progress.trial_steps
+    return progress.n_episodes * int(in_episode)
