@@ -113,7 +113,9 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         super().__init__(env)
         self._progress = Progress(1, n_episodes, trial_steps, on_termination)
         self._rule = TaskRule(1, Probe(env), sample_task, set_task, task_kwargs, tasks, task_order, task_protocol)
-        if self._rule.protocol == KEYWORDS and env.spec is None:
+        # Made by an id of its own, a trial is told the specification of the whole afterwards
+        self._spec = env.unwrapped.spec
+        if self._rule.protocol == KEYWORDS and self._spec is None:
             raise ValueError(f"task_kwargs must be used with an environment made by gymnasium.make, got {env}")
         switches = {
             "previous_action": previous_action,
@@ -130,6 +132,8 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         self._options: dict[str, Any] = {}
         self._seed = 0
         self._task: Any = None
+        # What the reset of each episode has to name, where one has to
+        self._held: Any = None
         self._started = time.time()
 
     @property
@@ -200,16 +204,19 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         if rule.protocol == "options" and task is not None:
             options["task"] = task
         elif rule.protocol == KEYWORDS:
-            self.env = rule.remake(self.env, task)
+            assert self._spec is not None
+            self.env = rule.remake(self.env, self._spec, task)
         elif rule.asks_env and task is None:
             self.env.reset(seed=seed)
             seed, task = None, rule.ask(self.env)
         elif rule.protocol not in ("options", "seed"):
             rule.tell(self.env, task)
         observation, info = self.env.reset(seed=seed, options=options or None)
-        if rule.protocol == "options" and task is None:
-            task = self.env.get_wrapper_attr("task")
-        self._task = task
+        if rule.holds_task:
+            self._held = options.get("task")
+            if self._held is None:
+                self._held = self.env.get_wrapper_attr("task")
+        self._task = self._held if rule.protocol == "options" else task
         return observation, dict(info)
 
     def _begin_episode(self) -> tuple[Any, dict[str, Any]]:
@@ -218,9 +225,9 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         seed = None
         if self._rule.protocol == "seed":
             seed = self._seed
-        elif self._rule.protocol == "options":
+        elif self._rule.holds_task:
             seed = self._seed + int(self._progress.episodes[0])
-            options["task"] = self._task
+            options["task"] = self._held
         observation, info = self.env.reset(seed=seed, options=options or None)
         return observation, {key: value for key, value in info.items() if key != "episode"}
 
