@@ -86,7 +86,7 @@ def test_constructor_keywords_of_an_id() -> None:
         observations, rewards, dones, infos = venv.step(actions)
         for i, single in enumerate(singles):
             goal, is_sparse = single.unwrapped.task, single.unwrapped.batch.sparse
-            observation, reward, _, truncated, info = single.step(actions[i])
+            observation, reward, _, truncated, _ = single.step(actions[i])
             assert dones[i] == truncated == (step % 6 == 5)
             assert reward == pytest.approx(rewards[i])
             if truncated:
