@@ -12,9 +12,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import yaml
 
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, evaluate_regression
+from sb3_laplace.cli.main import main
 from sb3_laplace.evaluation.bootstrap import Bootstrap
+from tests.study_helpers import HYPERPARAMS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -187,3 +190,32 @@ def test_intervals_over_seeds() -> None:
     quantiles = pytest.importorskip("scipy.stats").t
     for n, quantile in study.T_QUANTILES.items():
         assert quantile == pytest.approx(quantiles.ppf(0.975, n - 1), abs=5e-4)
+
+
+def test_continuous(tmp_path: Path) -> None:
+    """A study of five-step episodes, of which the checkpoints are evaluated, and an agent is filmed."""
+    hyperparams = {**HYPERPARAMS, "n_steps": 15, "batch_size": 30, "normalize": True}
+    point = "sb3_laplace/PointRobot-v0"
+    (tmp_path / "hyperparams.yml").write_text(yaml.safe_dump({point: hyperparams}))
+    study = {
+        "agents": {"laplace": {"algorithm": "laplace_ppo_lstm", "config": "hyperparams.yml"}},
+        "environments": {point: {"env_kwargs": {"episode_length": 5}}},
+        "seeds": [0],
+        "steps": 90,
+        "evaluations": {"return": {"n_trials": 4}},
+    }
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(study))
+    assert main(["study", "run", str(tmp_path / "tiny.yml"), "--out", str(tmp_path / "study")]) == 0
+    run("continuous.py", "curves", str(tmp_path / "study"), "--trials", "4", "--docs", str(tmp_path))
+    document = json.loads((tmp_path / "results" / "tiny-episodes.json").read_text())
+    (curve,) = document["runs"]
+    assert (curve["agent"], curve["seed"]) == ("laplace", 0)
+    assert curve["steps"] == [*range(4, 90, 4), 90]
+    assert np.shape(curve["returns"]) == (len(curve["steps"]), 3)
+    # The agent's are those that the study has measured, of other trials
+    assert np.mean(curve["returns"][-1]) == pytest.approx(-5.0, abs=1.0)
+    assert (tmp_path / "tiny-episodes.png").exists()
+    film = Path(run("continuous.py", "film", str(tmp_path / "study"), "laplace", "--docs", str(tmp_path)).strip())
+    assert film.stat().st_size < 300_000
+    with pytest.raises(subprocess.CalledProcessError):
+        run("continuous.py", "film", str(tmp_path / "study"), "other", "--docs", str(tmp_path))
