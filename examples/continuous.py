@@ -158,7 +158,7 @@ class Clock(BaseCallback):
 
 
 def throughput(env_id: str, n_envs: int, n_steps: int, posterior: str) -> None:
-    """Steps of ``learn`` in a CPU second of one thread, simulation included: the median of four iterations."""
+    """Steps of ``learn`` in a CPU second of one thread, simulation included: the median of three iterations."""
     th.set_num_threads(1)
     env = VecNormalize(make_vec_env(env_id, n_envs, seed=0, env_kwargs={"num_threads": 1}))
     policy_kwargs = {"lstm_hidden_size": 128, "shared_lstm": True, "enable_critic_lstm": False, "latent_dim": 64}
@@ -173,7 +173,7 @@ def throughput(env_id: str, n_envs: int, n_steps: int, posterior: str) -> None:
         seed=0,
     )
     clock = Clock()
-    model.learn(5 * n_steps * n_envs, callback=clock)
+    model.learn(4 * n_steps * n_envs, callback=clock)
     seconds = float(np.median(np.diff(clock.seconds)))
     print(f"{env_id}, {n_envs} x {n_steps}, {posterior}: {n_envs * n_steps / seconds:.0f} steps in a CPU second")
 
