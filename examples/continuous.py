@@ -29,6 +29,7 @@ from sb3_laplace.studies.training import monitor_folders
 TRIALS_SEED = 20_000
 #: Steps of an episode between two images of the film, and pixels of its sides
 FILM_EVERY, FILM_PIXELS = 2, 144
+#: Colours of agents
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -71,10 +72,10 @@ def make_env(run: RunFolder, checkpoint: Path, n_envs: int, seed: int) -> VecEnv
 
 
 def returns_by_episode(run: RunFolder, path: Path, n_trials: int) -> list[float]:
-    """Mean return of each episode of a trial, by the mode of the policy, on the same trials for all agents."""
+    """Mean return of each episode of a trial, with sampled actions, on the same trials for all agents."""
     model, env = load(run, path), make_env(run, path, min(n_trials, 128), TRIALS_SEED)
     set_random_seed(TRIALS_SEED)
-    returns = posterior_trace(model, env, n_trials, deterministic=True, progress_bar=False).returns_by_episode
+    returns = posterior_trace(model, env, n_trials, progress_bar=False).returns_by_episode
     env.close()
     return [round(float(value), 4) for value in np.nanmean(returns, axis=0)]
 
@@ -90,7 +91,7 @@ def curves(study: Study, n_trials: int, docs: Path) -> None:
         found.append({**key, "steps": list(evaluated), "returns": list(evaluated.values())})
         print(run.run.title, evaluated[run.run.steps], flush=True)
     name = study.spec.name
-    document = {"study": name, "n_trials": n_trials, "trials_seed": TRIALS_SEED, "actions": "mode", "runs": found}
+    document = {"study": name, "n_trials": n_trials, "trials_seed": TRIALS_SEED, "actions": "sampled", "runs": found}
     (docs / "results").mkdir(parents=True, exist_ok=True)
     (docs / "results" / f"{name}-episodes.json").write_text(json.dumps(document) + "\n")
     draw_curves(found).savefig(docs / f"{name}-episodes.png", dpi=100)
@@ -117,17 +118,18 @@ def draw_curves(runs: list[dict[str, Any]]) -> Figure:
         panel.set_title(f"episode {episode + 1}", fontsize="medium")
         panel.set_xlabel("steps")
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("return of the episode, mode")
+    axes[0].set_ylabel("return of the episode")
     figure.legend(loc="outside lower center", ncols=len(agents), fontsize="small", title="agents (seeds)")
     return figure
 
 
 def film(run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
-    """Draw episodes one and two of some trials, side by side, by the mode of the policy."""
+    """Draw the beginnings of episodes one and two of some trials, side by side, with sampled actions."""
     assert run.agent is not None
     path = run.path / run.agent["model"]
     model, env = load(run, path), make_env(run, path, n_trials, TRIALS_SEED)
     length = env.unwrapped.env.unwrapped.episode_length  # type: ignore[attr-defined]
+    set_random_seed(TRIALS_SEED)
     observations, state, starts = env.reset(), None, np.ones(n_trials, dtype=bool)
     images = []
     for step in range(2 * length):
@@ -136,7 +138,7 @@ def film(run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
             image = Image.fromarray(row).resize((n_trials * FILM_PIXELS, FILM_PIXELS))
             ImageDraw.Draw(image).text((4, 2), f"episode {step // length + 1}, step {step % length}", fill=(0, 0, 0))
             images.append(image.quantize(16))
-        actions, state = model.predict(observations, state, starts, deterministic=True)  # type: ignore[arg-type]
+        actions, state = model.predict(observations, state, starts)  # type: ignore[arg-type]
         observations, _, starts, _ = env.step(actions)
     file = docs / f"{run.run.title}.gif"
     images[0].save(file, save_all=True, append_images=images[1:], duration=100, loop=0)
