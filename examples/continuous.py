@@ -123,7 +123,7 @@ def draw_curves(runs: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def film(run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
+def film(study: Study, run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
     """Draw the beginnings of episodes one and two of some trials, side by side, with sampled actions."""
     assert run.agent is not None
     path = run.path / run.agent["model"]
@@ -140,7 +140,7 @@ def film(run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
             images.append(image.quantize(16))
         actions, state = model.predict(observations, state, starts)  # type: ignore[arg-type]
         observations, _, starts, _ = env.step(actions)
-    file = docs / f"{run.run.title}.gif"
+    file = docs / f"{study.spec.name}-{run.run.agent}.gif"
     images[0].save(file, save_all=True, append_images=images[1:], duration=100, loop=0)
     return file
 
@@ -212,7 +212,7 @@ def main() -> None:
     ]
     if not chosen:
         raise SystemExit(f"no agent {options.agent!r} with seed {options.seed} has been trained in {options.study}")
-    print(film(chosen[0], options.docs))
+    print(film(study, chosen[0], options.docs))
 
 
 if __name__ == "__main__":
