@@ -219,3 +219,9 @@ def test_continuous(tmp_path: Path) -> None:
     assert film.stat().st_size < 300_000
     with pytest.raises(subprocess.CalledProcessError):
         run("continuous.py", "film", str(tmp_path / "study"), "other", "--docs", str(tmp_path))
+
+
+def test_continuous_throughput() -> None:
+    pytest.importorskip("mujoco")
+    output = run("continuous.py", "throughput", "sb3_laplace/HalfCheetahVel-v0", "--n-envs", "2", "--n-steps", "16")
+    assert re.search(r"2 x 16, laplace: \d+ steps in a CPU second", output)
