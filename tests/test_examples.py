@@ -210,7 +210,7 @@ def test_continuous(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "results" / "tiny-episodes.json").read_text())
     (curve,) = document["runs"]
     assert (curve["agent"], curve["seed"]) == ("laplace", 0)
-    assert curve["steps"] == [*range(4, 90, 4), 90]
+    assert curve["steps"] == [*range(4, 90, 8), 90]
     assert np.shape(curve["returns"]) == (len(curve["steps"]), 3)
     # The agent's are those that the study has measured, of other trials
     assert np.mean(curve["returns"][-1]) == pytest.approx(-5.0, abs=1.0)
