@@ -86,6 +86,20 @@ def test_diagnose(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "<!doctype html>" in (out / "report.html").read_text()
 
 
+def test_diagnose_trials_of_several_episodes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    point = "sb3_laplace/PointRobot-v0"
+    env = make_vec_env(point, n_envs=2, seed=0)
+    LaplaceRecurrentPPO("LaplaceLstmPolicy", env, policy_kwargs=POLICY_KWARGS, seed=0).save(tmp_path / "point.zip")
+    out = tmp_path / "out"
+    assert run(tmp_path / "point.zip", "--env", point, "--env-kwargs", "episode_length=4", "--out", out) == 0
+    assert "Does it do better in later episodes?" in capsys.readouterr().out
+    trace = PosteriorTrace.load(out / "trace.npz")
+    assert trace.returns_by_episode.shape == (32, 3)
+    np.testing.assert_allclose(trace.returns_by_episode, trace.reward.reshape(32, 3, 4).sum(2), rtol=1e-5)
+    assert "episodes" in json.loads((out / "diagnosis.json").read_text())["agents"]["point"]["findings"]
+    assert "Return by episode" in (out / "report.html").read_text()
+
+
 def test_seeded(folder: Path, tmp_path: Path) -> None:
     rewards = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -1,5 +1,6 @@
 """Trials of several episodes in traces, the diagnosis, the report and the environments of SB3."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, diagnose, posterior_trace, write_report
+from sb3_laplace import GymnasiumVecEnv, LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace, write_report
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.plots import traces as plots
 from sb3_laplace_envs import Trial, VectorTrial
@@ -51,6 +52,45 @@ def test_returns_by_episode(make, tmp_path: Path) -> None:
     trace.save(tmp_path / "trace.npz")
     loaded = PosteriorTrace.load(tmp_path / "trace.npz")
     np.testing.assert_array_equal(loaded.returns_by_episode, trace.returns_by_episode)
+
+
+@pytest.mark.parametrize(("limits", "length"), [({"n_episodes": 3}, 90), ({"n_episodes": 3, "trial_steps": 50}, 50)])
+@pytest.mark.parametrize("make", [batched, single])
+def test_a_trial_that_rollouts_cut_is_said(make, limits: dict[str, int], length: int) -> None:
+    for n_steps, is_cut in ((length - 1, True), (length, False)):
+        model = agent(make(**limits))
+        model.n_steps = model.rollout_buffer.buffer_size = n_steps
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(1, callback=lambda locals_, globals_: False)
+        said = [str(one.message) for one in caught if "n_steps" in str(one.message)]
+        expected = f"Trials have up to {length} steps, rollouts n_steps = {n_steps}: a trial is cut"
+        assert [one.startswith(expected) for one in said] == [True] * is_cut
+
+
+@pytest.mark.parametrize("batch", [SyncVectorEnv, AsyncVectorEnv])
+def test_attributes_of_trials_over_single_environments(batch) -> None:
+    env = GymnasiumVecEnv(
+        VectorTrial(batch([make_cartpole] * 2, autoreset_mode=AutoresetMode.SAME_STEP), trial_steps=7)
+    )
+    assert env.has_attr("trial_length")
+    assert env.get_attr("trial_length") == [7, 7]
+    assert env.get_attr("spec")[0].max_episode_steps == 30
+    assert not env.has_attr("no_such_attribute")
+    env.close()
+
+
+def test_nothing_is_said_of_trials_without_a_limit_or_of_none() -> None:
+    endless = DummyVecEnv([lambda: Trial(gym.make("CartPole-v1").unwrapped, 3)])
+    bandit = make_vec_env("sb3_laplace/DirichletBandit-v0", vec_env_cls=DummyVecEnv)
+    for env, is_cut in ((endless, False), (DummyVecEnv([make_cartpole]), False), (bandit, True)):
+        model = LaplaceRecurrentPPO("LaplaceLstmPolicy", env, n_steps=8, n_epochs=1, batch_size=8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(8)
+        assert ["up to 50 steps" in str(one.message) for one in caught if "Trials" in str(one.message)] == [
+            True
+        ] * is_cut
 
 
 @pytest.mark.parametrize("make", [batched, single])

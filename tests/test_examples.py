@@ -12,9 +12,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import yaml
 
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, evaluate_regression
+from sb3_laplace.cli.main import main
 from sb3_laplace.evaluation.bootstrap import Bootstrap
+from tests.study_helpers import HYPERPARAMS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -223,3 +226,38 @@ def test_attention(task: str, core: str, capsys: pytest.CaptureFixture[str]) -> 
     output = capsys.readouterr().out
     assert f"{task}, {core}, point, seed 0: 12800 steps in" in output
     assert ("regret" if task == "bandit" else "4 functions, 300 test inputs") in output
+
+
+def test_continuous(tmp_path: Path) -> None:
+    """A study of five-step episodes, of which the checkpoints are evaluated, and an agent is filmed."""
+    hyperparams = {**HYPERPARAMS, "n_steps": 15, "batch_size": 30, "normalize": True}
+    point = "sb3_laplace/PointRobot-v0"
+    (tmp_path / "hyperparams.yml").write_text(yaml.safe_dump({point: hyperparams}))
+    study = {
+        "agents": {"laplace": {"algorithm": "laplace_ppo_lstm", "config": "hyperparams.yml"}},
+        "environments": {point: {"env_kwargs": {"episode_length": 5}}},
+        "seeds": [0],
+        "steps": 90,
+        "evaluations": {"return": {"n_trials": 4}},
+    }
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(study))
+    assert main(["study", "run", str(tmp_path / "tiny.yml"), "--out", str(tmp_path / "study")]) == 0
+    run("continuous.py", "curves", str(tmp_path / "study"), "--trials", "4", "--docs", str(tmp_path))
+    document = json.loads((tmp_path / "results" / "tiny-episodes.json").read_text())
+    (curve,) = document["runs"]
+    assert (curve["agent"], curve["seed"]) == ("laplace", 0)
+    assert curve["steps"] == [*range(4, 90, 8), 90]
+    assert np.shape(curve["returns"]) == (len(curve["steps"]), 3)
+    # The agent's are those that the study has measured, of other trials
+    assert np.mean(curve["returns"][-1]) == pytest.approx(-5.0, abs=1.0)
+    assert (tmp_path / "tiny-episodes.png").exists()
+    film = Path(run("continuous.py", "film", str(tmp_path / "study"), "laplace", "--docs", str(tmp_path)).strip())
+    assert film.stat().st_size < 300_000
+    with pytest.raises(subprocess.CalledProcessError):
+        run("continuous.py", "film", str(tmp_path / "study"), "other", "--docs", str(tmp_path))
+
+
+def test_continuous_throughput() -> None:
+    pytest.importorskip("mujoco")
+    output = run("continuous.py", "throughput", "sb3_laplace/HalfCheetahVel-v0", "--n-envs", "2", "--n-steps", "16")
+    assert re.search(r"2 x 16, laplace: \d+ steps in a CPU second", output)

@@ -276,6 +276,31 @@ def test_coefficients_may_be_schedules() -> None:
     assert max(seen) == 1.0
 
 
+def test_the_last_update_does_not_climb_the_loss() -> None:
+    """The last rollout ends beyond the number of steps asked for: schedules that fall to 0 are 0 there."""
+    rates: list[float] = []
+    weights: list[th.Tensor] = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            weights.append(th.nn.utils.parameters_to_vector(self.model.policy.parameters()).detach().clone())
+            rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+
+    env = random_vec_env(2)
+    model = small_model(env, n_steps=8, batch_size=16, n_epochs=2, learning_rate=lambda progress: 0.1 * progress)
+    # Two rollouts of 16 steps and a half
+    model.learn(40, callback=Watch())
+    watch = Watch()
+    watch.init_callback(model)
+    watch._on_rollout_start()
+    assert rates == pytest.approx([0.1, 0.1 * (1 - 16 / 40), 0.1 * (1 - 32 / 40), 0.0])
+    assert not th.equal(weights[1], weights[2])
+    assert th.equal(weights[2], weights[3])
+
+
 def test_target_kl_stops_early() -> None:
     model = small_model(target_kl=1e-12, learning_rate=1e-2, n_epochs=10)
     model.learn(36)

@@ -69,6 +69,17 @@ def test_evaluations_on_the_bandit(name: str, posterior: str) -> None:
         assert numbers["gain"] == pytest.approx(numbers["return"] - numbers["return_unsampled"])  # type: ignore[operator]
 
 
+def test_returns_of_the_episodes_of_a_trial() -> None:
+    agent = make_agent("sb3_laplace/PointRobot-v0")
+    numbers = measure("return", agent).numbers
+    for suffix in ("", "_mode"):
+        by_episode = [numbers[f"return_episode_{i}{suffix}"] for i in (1, 2, 3)]
+        assert sum(by_episode) == pytest.approx(numbers[f"return{suffix}"])  # type: ignore[arg-type]
+        # About the distance to goals that are 1 away, a hundred times
+        assert by_episode == pytest.approx([-100.0] * 3, abs=40.0)
+    assert "return_episode_4" not in numbers
+
+
 def test_regression() -> None:
     measured = measure("regression", make_agent(REGRESSION))
     assert measured.numbers["mse.train.10"] is not None

@@ -71,6 +71,24 @@ def test_scores_and_differences(tmp_path: Path) -> None:
     assert set(differences) == {"good", "made"}
 
 
+def test_returns_by_episode(tmp_path: Path) -> None:
+    study = make_finished(tmp_path)
+    assert "episodes" not in tables(collect(study))
+    returns = {"return_episode_1": [-3.0, -5.0, -7.0], "return_episode_2": [-1.0, -2.0, -3.0]}
+    for one in study.folders.values():
+        if one.run.agent == "good":
+            by_episode = {name: own[one.run.seed] for name, own in returns.items()}
+            modes = {f"{name}_mode": value + 1.0 for name, value in by_episode.items()}
+            pretend_evaluated(one, "return", {"return": -5.0, "return_mode": -4.0, **by_episode, **modes})
+    table = tables(collect(study))["episodes"]
+    assert table.head[2:] == ["actions", "seeds", "episode 1", "episode 2"]
+    cells = {
+        mode: [cell_of(estimate(mean, [np.array(own) + shift])) for own in returns.values()]
+        for mode, shift in (("sampled", 0.0), ("mode", 1.0))
+    }
+    assert table.rows == [[BANDIT, "good", mode, "3", *cells[mode]] for mode in ("sampled", "mode")]
+
+
 def test_what_does_not_exist_is_left_out(tmp_path: Path) -> None:
     found = tables(collect(make_finished(tmp_path)))
     row = next(row for row in found["diagnosis"].rows if row[1] == "base")

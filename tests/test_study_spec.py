@@ -49,6 +49,18 @@ def test_what_a_file_says() -> None:
     assert set(spec.evaluations_on("CartPoleNoVel-v1")) == {"return"}
 
 
+def test_agents_may_see_more_or_less_than_others_in_the_same_environment() -> None:
+    agents = {
+        "point": {"algorithm": "point_ppo_lstm"},
+        "other": {"algorithm": "point_ppo_lstm", "env_kwargs": {"concentration": 0.5}},
+    }
+    environments = {BANDIT: {"env_kwargs": {"concentration": 0.3, "trial_length": 20}}}
+    spec = parse_spec({"agents": agents, "environments": environments, "seeds": [0]}, "name")
+    point, other = (run.configuration["hyperparams"]["env_kwargs"] for run in resolve(spec))
+    assert point == {"concentration": 0.3, "trial_length": 20}
+    assert other == {"concentration": 0.5, "trial_length": 20}
+
+
 def test_lists_are_names_without_settings() -> None:
     spec = parse_spec({"agents": ["ppo_lstm"], "environments": [BANDIT], "seeds": [0]}, "name")
     assert spec.agents == {"ppo_lstm": Agent("ppo_lstm")}
@@ -94,6 +106,7 @@ def one_agent(**settings: Any) -> dict[str, Any]:
             one_agent(**{"from": "pont", "convert": None}),
             "there is no row 'pont' that is trained, you maybe meant point",
         ),
+        (one_agent(algorithm="ppo_lstm", env_kwargs=[1]), "agents.one.env_kwargs must be keys with values, got [1]"),
         (one_agent(**{"from": "point"}), "say what becomes of the agents of 'point', `convert`, `calibrate` or both"),
         (
             one_agent(**{"from": "point", "calibrate": None}),

@@ -20,16 +20,21 @@ from sb3_laplace.cli.main import main
 from sb3_laplace.zoo.algorithms import OUR_ALGORITHMS, default_config
 from sb3_laplace.zoo.checkpoints import WholeCheckpointCallback
 from sb3_laplace.zoo.experiment import LaplaceExperimentManager
+from tests.envs_of_episodes import needs_mujoco
 from tests.zoo_helpers import BANDIT, BANDIT_NAME, PENDULUM, one_line, train
 
 RUN = Path("logs") / "laplace_ppo_lstm" / f"{BANDIT_NAME}_1"
 SMALL = ["-params", "n_envs:4", "batch_size:100", "n_epochs:1", "policy_kwargs:dict(lstm_hidden_size=8)"]
+POINT = "sb3_laplace/PointRobot-v0"
+MUJOCO = [f"sb3_laplace/{name}-v0" for name in ("HalfCheetahVel", "HalfCheetahDir", "AntDir")]
 ENVIRONMENTS = (
     BANDIT,
     "sb3_laplace/GridNavigation-v0",
     "sb3_laplace/FourierRegression-v0",
     "CartPoleNoVel-v1",
     PENDULUM,
+    POINT,
+    *(pytest.param(env, marks=needs_mujoco) for env in MUJOCO),
 )
 
 
@@ -159,6 +164,23 @@ def test_trials_in_a_configuration(name: str, workplace: Path, capsys: pytest.Ca
     assert {row.split(",")[1] for row in rows} == {"100"}
     assert train("-f", "logs", "--no-render", "-n", 200, command="enjoy") == 0
     assert "Episode Length 100" in capsys.readouterr().out
+
+
+def test_constructor_keywords_in_a_configuration(workplace: Path) -> None:
+    """Of a wrapper, and of an id; the monitors stay although the environments are made anew."""
+    config = yaml.safe_load(Path(default_config("laplace_ppo_lstm", BANDIT) or "").read_text())
+    wrapper = {"sb3_laplace_envs.Trial": {"n_episodes": 2, "task_kwargs": {"concentration": [0.1, 0.2]}}}
+    config[BANDIT].update(env_wrapper=wrapper)
+    config[POINT].update(env_kwargs={"episode_length": 5, "task_kwargs": {"sparse": [True, False]}})
+    Path("own.yml").write_text(yaml.safe_dump(config))
+    # The monitors of single environments are within the trials, and count their episodes
+    for env, n_files, length in ((BANDIT, 4, "50"), (POINT, 1, "15")):
+        assert train("-n", 1600, "-conf", "own.yml", *SMALL, "n_steps:100", env=env) == 0
+        files = list(next(Path("logs/laplace_ppo_lstm").glob(f"{env.replace('/', '-')}_1")).glob("*.csv"))
+        assert len(files) == n_files
+        rows = [row for file in files for row in file.read_text().splitlines()[2:]]
+        assert {row.split(",")[1] for row in rows} == {length}
+        assert len(rows) > 12
 
 
 def test_which_wrappers_are_batched(workplace: Path) -> None:

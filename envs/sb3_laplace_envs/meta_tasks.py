@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
+
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from sb3_laplace_envs.tasks.ant_dir import AntDirEnv
 from sb3_laplace_envs.tasks.episodes import EpisodeEnv
@@ -26,15 +30,28 @@ def single_trial(task: type[EpisodeEnv], n_episodes: int, kwargs: dict[str, Any]
     :raises gymnasium.error.DependencyNotInstalled: The task needs mujoco, which is not installed
     """
     of_task, of_trial = _split(n_episodes, kwargs)
-    env = task(**of_task)
+    env = _made(task, of_task)
     return Trial(env, **_limited(of_trial, env.batch.episode_length))
 
 
 def batch_of_trials(task: type[EpisodeEnv], n_episodes: int, num_envs: int, kwargs: dict[str, Any]) -> VectorTrial:
-    """Return trials of a batch: as `single_trial`, for ``num_envs`` environments."""
+    """Return trials of a batch: as `single_trial`, for ``num_envs`` environments.
+
+    With ``task_kwargs``, which single environments have, the batch is made of those.
+    """
     of_task, of_trial = _split(n_episodes, kwargs)
+    if of_trial.get("task_kwargs") is not None:
+        singles = SyncVectorEnv([partial(_made, task, of_task)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        return VectorTrial(singles, **of_trial)
     env = task.vector_env_type(num_envs=num_envs, **of_task)
     return VectorTrial(env, **_limited(of_trial, env.episode_length))
+
+
+def _made(task: type[EpisodeEnv], of_task: dict[str, Any]) -> EpisodeEnv:
+    """A single environment that says what it is made of, so that it can be made anew."""
+    env = task(**of_task)
+    env.spec = EnvSpec(f"sb3_laplace/{task.__name__}-v0", entry_point=task, kwargs=of_task)
+    return env
 
 
 def _split(n_episodes: int, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,10 +62,14 @@ def _split(n_episodes: int, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dic
 
 
 def _limited(of_trial: dict[str, Any], episode_length: int) -> dict[str, Any]:
-    """The arguments of the trials with the most steps that there can be: a step number is shown in parts of them."""
+    """The arguments of the trials with the most steps that there can be: a step number is shown in parts of them.
+
+    Not with ``task_kwargs``, which may hold the length of an episode.
+    """
     n_episodes = of_trial["n_episodes"]
     # A number of episodes that is wrong, the trial will say
-    if of_trial.get("trial_steps") is None and isinstance(n_episodes, int) and n_episodes > 0:
+    is_limited = of_trial.get("trial_steps") is not None or of_trial.get("task_kwargs") is not None
+    if not is_limited and isinstance(n_episodes, int) and n_episodes > 0:
         return {**of_trial, "trial_steps": n_episodes * episode_length}
     return of_trial
 

@@ -20,6 +20,7 @@ from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
 from sb3_laplace.algorithm.losses import TERMS, LossTerm, PPOTerm, total_loss
 from sb3_laplace.algorithm.parallel import loss_of_all_ranks
 from sb3_laplace.algorithm.saving import SavedPPO
+from sb3_laplace.algorithm.step_data import warn_of_cut_trials
 from sb3_laplace.checks import check_integer, check_observation_space
 from sb3_laplace.policies.laplace_lstm_policy import (
     LaplaceCnnLstmPolicy,
@@ -407,6 +408,8 @@ class LaplaceRecurrentPPO(SavedPPO):
     ) -> SelfLaplaceRecurrentPPO:
         """As RecurrentPPO's. For ``use_masking`` see :class:`~sb3_laplace.algorithm.masking.MaskedPPO`."""
         self.set_masking(use_masking)
+        if self.env is not None and distributed.rank() == 0:
+            warn_of_cut_trials(self.env, self.n_steps)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

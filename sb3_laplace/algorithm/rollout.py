@@ -32,6 +32,11 @@ class PosteriorRollouts(MaskedPPO):
     loss_terms: list[LossTerm]
     _last_lstm_states: RecurrentStates  # type: ignore[assignment]
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # Where rollouts do not fit into total_timesteps exactly, the last one ends beyond it. SB3's progress is below 0
+        # then, and so is a learning rate that falls to 0 with it: the last update would climb the loss.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:

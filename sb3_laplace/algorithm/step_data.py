@@ -1,11 +1,13 @@
 """What a rollout reads of steps that end an episode: the last observations, and their values."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_laplace.checks import check_no_nan
@@ -76,3 +78,23 @@ def truncated_values(
     index = th.as_tensor(truncated, device=policy.device)
     no_starts = th.zeros(len(truncated), device=policy.device)
     return truncated, policy.predict_values(obs, states.vf.select(index), no_starts).flatten().cpu().numpy()
+
+
+def warn_of_cut_trials(env: VecEnv, n_steps: int) -> None:
+    """Say that rollouts cut trials in pieces, where the environments tell how long their trials are.
+
+    :param env: the training environments; those with trials have an attribute ``trial_length``, in steps
+    :param n_steps: number of steps of a rollout
+    """
+    try:
+        lengths = env.get_attr("trial_length") if env.has_attr("trial_length") else []
+    except NotImplementedError:
+        # A VecEnv that cannot be asked
+        return
+    longest = max((one for one in lengths if isinstance(one, int)), default=0)
+    if longest > n_steps:
+        warnings.warn(
+            f"Trials have up to {longest} steps, rollouts n_steps = {n_steps}: a trial is cut where a rollout ends, "
+            "and no gradient flows across the cut, so that the agent hardly learns to remember over it. With n_steps = "
+            f"{longest} trials stay whole."
+        )

@@ -90,11 +90,18 @@ def metric_of(env_id: str) -> Metric:
 
 
 def _return(agent: TrainedAgent, settings: dict[str, Any]) -> Measured:
-    """Return and the environment's metrics on fixed trials, with sampled actions and by the mode (``..._mode``)."""
+    """Return and the environment's metrics on fixed trials, with sampled actions and by the mode (``..._mode``).
+
+    ``return_episode_1``, ... where a trial has several episodes.
+    """
     numbers: dict[str, float | None] = {}
     for suffix, deterministic in (("", False), ("_mode", True)):
         trace = _trace(agent, settings, deterministic)
         numbers[f"return{suffix}"] = _number(trace.returns.mean())
+        if trace.returns_by_episode.shape[1] > 1:
+            # Trials of fewer episodes have NaN, and every episode is one of some trial
+            for i, mean in enumerate(np.nanmean(trace.returns_by_episode, axis=0), start=1):
+                numbers[f"return_episode_{i}{suffix}"] = _number(mean)
         for name, values in trace.metrics.items():
             if name not in _NO_METRIC and name != "return":
                 totals = np.nansum(np.where(trace.inside, values, np.nan), axis=1, dtype=np.float64)

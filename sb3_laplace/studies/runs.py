@@ -89,8 +89,9 @@ def _configuration(spec: Spec, row: str, agent: Agent, env_id: str) -> dict[str,
     except InputError as error:
         raise InputError(f"agents.{row} on {env_id}: {error}") from error
     hyperparams = with_policy({**hyperparams, **agent.arguments}, agent.policy)
-    if environment.env_kwargs:
-        hyperparams["env_kwargs"] = {**hyperparams.get("env_kwargs", {}), **environment.env_kwargs}
+    env_kwargs = {**environment.env_kwargs, **agent.env_kwargs}
+    if env_kwargs:
+        hyperparams["env_kwargs"] = {**hyperparams.get("env_kwargs", {}), **env_kwargs}
     steps = agent.steps or environment.steps or spec.steps or hyperparams.get("n_timesteps")
     if not isinstance(steps, (int, float)) or steps < 1:
         raise InputError(f"agents.{row} on {env_id}: its hyperparameters have no n_timesteps; say `steps`")

@@ -27,14 +27,14 @@ CALIBRATION = {"n_trials": 256, "seed": 40_000}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _KEYS = ("agents", "environments", "seeds", "steps", "evaluations", "baseline", "gym_packages")
-_TRAINED = ("algorithm", "config", "arguments", "policy", "steps")
+_TRAINED = ("algorithm", "config", "arguments", "policy", "steps", "env_kwargs")
 _DERIVED = ("from", "convert", "calibrate")
 _ENVIRONMENT = ("steps", "env_kwargs", "reference")
 # Keys of hyperparameters that a study has elsewhere
 _ELSEWHERE = {
     "policy_kwargs": "`policy` of the agent",
     "n_timesteps": "`steps`",
-    "env_kwargs": "`env_kwargs` of the environment",
+    "env_kwargs": "`env_kwargs` of the environment or of the agent",
 }
 
 
@@ -47,6 +47,8 @@ class Agent:
     :param arguments: hyperparameters that replace those of the file
     :param policy: keywords of the policy that replace those of the file
     :param steps: number of steps that replaces the environment's and the study's
+    :param env_kwargs: keyword arguments of the environments that this agent is trained and evaluated in, beside the
+        environment's own: what it can see, say
     :param source: name of the row whose agents this one is made from
     :param convert: arguments of the conversion; None for none
     :param calibrate: arguments of the calibration; None for none
@@ -57,6 +59,7 @@ class Agent:
     arguments: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
     convert: dict[str, Any] | None = None
     calibrate: dict[str, Any] | None = None
@@ -215,6 +218,7 @@ def _agent(path: str, row: str, settings: Any, folder: Path) -> Agent:
         arguments=arguments,
         policy=_mapping(f"{path}.policy", settings.get("policy", {})),
         steps=_steps(f"{path}.steps", settings.get("steps")),
+        env_kwargs=_mapping(f"{path}.env_kwargs", settings.get("env_kwargs", {})),
     )
 
 

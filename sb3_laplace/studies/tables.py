@@ -47,6 +47,7 @@ _EVALUATIONS: dict[str, list[tuple[str, str]]] = {
 }
 _TITLES = {
     "scores": "Scores",
+    "episodes": "Return by episode of the trial",
     "differences": "Differences from the baseline",
     "aggregate": "Over all environments",
     "diagnosis": "Diagnosis",
@@ -84,7 +85,12 @@ def tables(results: dict[str, Any]) -> dict[str, Table]:
 
     :param results: what :func:`~sb3_laplace.studies.results.collect` returned
     """
-    found = {"scores": _scores(results), "differences": _differences(results), "aggregate": _aggregate(results)}
+    found = {
+        "scores": _scores(results),
+        "episodes": _episodes(results),
+        "differences": _differences(results),
+        "aggregate": _aggregate(results),
+    }
     for name, columns in _EVALUATIONS.items():
         found[name] = _evaluation(results, name, columns)
     return {name: table for name, table in found.items() if table.rows}
@@ -145,6 +151,23 @@ def _scores(results: dict[str, Any]) -> Table:
     head = ["environment", "score", "agent", "seeds", "sampled: mean", "IQM", "mode: mean", "IQM"]
     note = "A trial's total, over the same trials for all agents, with sampled actions and by the mode of the policy."
     return Table(_TITLES["scores"], note, head, rows)
+
+
+def _episodes(results: dict[str, Any]) -> Table:
+    numbers = {number for run in results["runs"] for number in run["numbers"].get("return", {})}
+    most = sum(number.startswith("return_episode_") and not number.endswith("_mode") for number in numbers)
+    rows = []
+    for env_id in results["environments"] if most else ():
+        for agent in results["agents"]:
+            for mode, suffix in _MODES.items():
+                names = [f"return_episode_{i}{suffix}" for i in range(1, most + 1)]
+                found = [_array(values(results, agent, env_id, "return", name)) for name in names]
+                if found[0].size:
+                    cells = [_cell(estimate(mean, [one])) if one.size else "-" for one in found]
+                    rows.append([env_id, agent, mode, str(found[0].size), *cells])
+    head = ["environment", "agent", "actions", "seeds", *(f"episode {i}" for i in range(1, most + 1))]
+    note = "Means over seeds, on the same trials for all agents, of environments whose trials have several episodes."
+    return Table(_TITLES["episodes"], note, head, rows)
 
 
 def _differences(results: dict[str, Any]) -> Table:

@@ -275,19 +275,30 @@ class GymnasiumVecEnv(VecEnv):
     def _offers(self, attr_name: str) -> bool:
         if isinstance(self.env.unwrapped, AsyncVectorEnv):
             # There, a look-up that fails ends the worker process
-            return all(self.env.unwrapped.call("has_wrapper_attr", attr_name))
+            return self._singles_offer(attr_name) or hasattr(self._owner(attr_name), attr_name)
         return super().has_attr(attr_name)
+
+    def _singles_offer(self, attr_name: str) -> bool:
+        return all(self.env.unwrapped.call("has_wrapper_attr", attr_name))  # type: ignore[attr-defined]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
         Get an attribute of the single environments (``SyncVectorEnv``, ``AsyncVectorEnv``) or of the batched
-        one, where a sequence of length num_envs has an entry for each, and anything else holds for all.
+        one, where a sequence of length num_envs has an entry for each, and anything else holds for all. What single
+        environments lack may be a vector wrapper's (``VectorTrial``).
 
         :raises AttributeError: If there is no such attribute
         """
         base = self.env.unwrapped
-        if isinstance(base, SyncVectorEnv):  # whose own get_attr calls what is callable
-            values: Any = [env.get_wrapper_attr(attr_name) for env in base.envs]
+        owner = self._owner(attr_name)
+        if (
+            isinstance(base, SyncVectorEnv | AsyncVectorEnv)
+            and owner is not base
+            and not self._singles_offer(attr_name)
+        ):
+            values: Any = getattr(owner, attr_name)
+        elif isinstance(base, SyncVectorEnv):  # whose own get_attr calls what is callable
+            values = [env.get_wrapper_attr(attr_name) for env in base.envs]
         elif isinstance(base, AsyncVectorEnv):
             values = base.get_attr(attr_name)
         else:

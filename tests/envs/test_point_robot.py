@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sb3_laplace_envs import PointRobotEnv, PointRobotVectorEnv
+from sb3_laplace_envs.oracles import best_point_robot_return
 
 
 def walk(env, goal, actions):
@@ -101,3 +102,36 @@ def test_no_image_without_a_render_mode():
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="render_mode='rgb_array'"):
         assert env.render() is None
+
+
+class TestBestReturn:
+    def play(self, goals, sparse, noise, n_steps=30):
+        """Returns of walking to the goal with noise on the moves."""
+        env = PointRobotVectorEnv(num_envs=len(goals), episode_length=n_steps, sparse=sparse)
+        position, _ = env.reset(seed=0, options={"task": goals})
+        rng, total = np.random.default_rng(0), 0.0
+        for _ in range(n_steps):
+            moves = 10 * (goals - position) + noise * rng.normal(size=goals.shape)
+            position, rewards, *_, infos = env.step(np.clip(moves, -1, 1))
+            position = infos.get("final_obs", position)
+            total += rewards
+        return total
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_is_that_of_the_straight_way_and_of_no_other(self, sparse):
+        # Not the goals of the task, of which many are reached to the step's length, where rounding decides
+        goals = np.random.default_rng(1).uniform(-2.0, 2.0, (300, 2))
+        best = best_point_robot_return(goals, 30, sparse)
+        np.testing.assert_allclose(self.play(goals, sparse, 0.0), best, atol=1e-4)
+        for noise in (0.03, 0.3, 1.0):
+            others = self.play(goals, sparse, noise)
+            assert (others <= best + 1e-6).all()
+            assert others.mean() < best.mean() - 0.01
+
+    def test_by_hand(self):
+        # Along an axis 0.9 + 0.8 + ... + 0.1; on the diagonal the square root of 2 times 0.6071 + ... + 0.0071
+        goals = np.array([[1.0, 0.0], [np.sqrt(0.5), np.sqrt(0.5)]])
+        expected = [-4.5, -np.sqrt(2) * sum(np.sqrt(0.5) - 0.1 * t for t in range(1, 8))]
+        np.testing.assert_allclose(best_point_robot_return(goals), expected, rtol=1e-12)
+        with pytest.raises(ValueError, match="goals must"):
+            best_point_robot_return(np.zeros((3, 3)))

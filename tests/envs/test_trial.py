@@ -199,6 +199,39 @@ class TestTheWaysOfATask:
         drawn = Trial(gym.make("CartPole-v1"), 1, task_kwargs=lambda rng: {"sutton_barto_reward": rng.random() < 0.5})
         assert len({drawn.reset(seed=seed) and drawn.step(0)[1] for seed in range(8)}) == 2
 
+    def test_constructor_keywords_leave_wrappers_where_they_are(self):
+        wrapped = gym.wrappers.TransformReward(gym.make("CartPole-v1", max_episode_steps=3), lambda reward: reward + 7)
+        env = Trial(wrapped, 2, task_kwargs={"sutton_barto_reward": [True, False]})
+        specs, rewards = [], set()
+        for seed in range(8):
+            env.reset(seed=seed)
+            steps = [env.step(0) for _ in range(6)]
+            assert [step[3] for step in steps] == [False] * 5 + [True]
+            assert env.env is wrapped
+            rewards.add(steps[0][1])
+            specs.append(env.unwrapped.spec)
+        assert rewards == {7.0, 8.0}
+        assert specs == [specs[0]] * 8
+
+    def test_constructor_keywords_do_not_outlive_their_trial(self):
+        draws = iter([{"sutton_barto_reward": True}, {}])
+        env = Trial(gym.make("CartPole-v1"), 1, task_kwargs=lambda rng: next(draws))
+        assert [env.reset(seed=0) and env.step(0)[1] for _ in range(2)] == [0.0, 1.0]
+
+    def test_all_episodes_of_a_trial_have_the_task_that_is_drawn_beside_constructor_keywords(self):
+        env = Trial(gym.make(BANDIT, trial_length=2), 3, task_kwargs={"concentration": [0.1, 5.0]})
+        seen = set()
+        for seed in range(6):
+            env.reset(seed=seed)
+            tasks = [env.unwrapped.task]
+            for _ in range(5):
+                env.step(0)
+                tasks.append(env.unwrapped.task)
+            assert len(np.unique(tasks, axis=0)) == 1
+            seen.add((env.task["concentration"], tuple(tasks[0])))
+        assert len(seen) == 6
+        assert {concentration for concentration, _ in seen} == {0.1, 5.0}
+
     def test_held_seed(self):
         """Without anything else each episode of a trial is the same, those of the next trial are others."""
         env = Trial(anything("box", "box"), n_episodes=3, previous_action=False)

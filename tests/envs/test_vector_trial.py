@@ -141,7 +141,9 @@ def test_equals_single_trials(mode, data):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("way", ["options", "seed", "sample_tasks", "reset_task", "task_kwargs", "tasks"])
+@pytest.mark.parametrize(
+    "way", ["options", "seed", "sample_tasks", "reset_task", "task_kwargs", "keywords_of_a_task", "tasks"]
+)
 def test_every_way_of_a_task(mode, way):
     class Env(Anything):
         pass
@@ -159,11 +161,13 @@ def test_every_way_of_a_task(mode, way):
     arguments = {"n_episodes": 3}
     if way == "task_kwargs":
         arguments |= {"task_kwargs": {"sutton_barto_reward": [True, False]}}
+    if way == "keywords_of_a_task":
+        arguments |= {"task_kwargs": {"concentration": [0.1, 5.0]}}
     if way == "tasks":
         arguments |= {"set_task": set_task, "tasks": np.arange(6.0).reshape(3, 2)}
 
     def make():
-        if way == "options":
+        if way in ("options", "keywords_of_a_task"):
             return gym.make(BANDIT, trial_length=4)
         if way == "task_kwargs":
             return gym.make("CartPole-v1", max_episode_steps=5)

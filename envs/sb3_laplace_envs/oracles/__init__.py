@@ -9,6 +9,8 @@ An oracle knows how tasks are drawn, and of a trial it sees what an agent sees: 
 | `DirichletIndexPolicy` | the bandit, within 0.1 of the least regret in 50 pulls; or greedily | exact |
 | `BayesOptimalNavigation` | the grid, with the most goals that can be expected | exact |
 | `BayesianLinearRegression` | the regression, within a few percent of the least error | close to exact |
+
+Of PointRobot `best_point_robot_return` is the return of a player who is told the goal.
 """
 
 from sb3_laplace_envs.oracles.base import Belief, Oracle
@@ -24,6 +26,7 @@ from sb3_laplace_envs.oracles.linear_regression import (
     bayesian_linear_regression,
     coefficient_covariance,
 )
+from sb3_laplace_envs.oracles.point_robot import best_point_robot_return
 
 __all__ = [
     "BayesOptimalNavigation",
@@ -35,5 +38,6 @@ __all__ = [
     "DirichletThompsonSampling",
     "Oracle",
     "bayesian_linear_regression",
+    "best_point_robot_return",
     "coefficient_covariance",
 ]

@@ -159,3 +159,8 @@ class TrialEnv(TaskEnv):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
     vector_env_type: ClassVar[type[TrialVectorEnv]]
     batch: TrialVectorEnv
+
+    @property
+    def trial_length(self) -> int:
+        """Steps in a trial."""
+        return self.batch.trial_length

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from numpy.typing import NDArray
 
 SampleTask = Callable[[np.random.Generator], Any]
@@ -64,6 +64,8 @@ class TaskRule:
             raise ValueError(f"{' and '.join(sources)} must not be given together: each says where tasks come from")
         #: How an environment is told its task: one of ``PROTOCOLS``, ``CALLABLE`` or ``KEYWORDS``
         self.protocol = self._resolve(probe, task_protocol)
+        #: Whether the reset of each episode has to name the task, which is what the environment's own resets draw
+        self.holds_task = self.protocol == "options" or (self.protocol == KEYWORDS and probe.task is not None)
         self._check_against(probe)
 
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
@@ -128,7 +130,7 @@ class TaskRule:
     @property
     def is_seeded_by_episode(self) -> bool:
         """Whether every reset within the trial has to say what the task is."""
-        return self.protocol in ("options", "seed")
+        return self.holds_task or self.protocol == "seed"
 
     def seed(self, row: int, seed: int | None, parent: np.random.Generator | None) -> None:
         """Start the generator of an environment.
@@ -206,22 +208,32 @@ class TaskRule:
         task = env.get_wrapper_attr("reset_task")()
         return env.get_wrapper_attr("get_task")() if env.has_wrapper_attr("get_task") else task
 
-    def remake(self, env: gym.Env[Any, Any], keywords: dict[str, Any]) -> gym.Env[Any, Any]:
-        """A new environment with other constructor keywords, in the place of one that is closed.
+    def remake(self, env: gym.Env[Any, Any], spec: EnvSpec, keywords: dict[str, Any]) -> gym.Env[Any, Any]:
+        """Put an environment with other constructor keywords in the place of one that is closed, in its wrappers.
 
-        :raises ValueError: The environment was not made by ``gymnasium.make``, or its spaces change
+        :param env: The environment in its wrappers
+        :param spec: What the innermost environment was made of
+        :param keywords: Arguments of its constructor that replace those of ``spec``
+        :return: The wrappers; without any, the new environment
+        :raises ValueError: Its spaces change
         """
-        if env.spec is None:
-            raise ValueError(f"task_kwargs must be used with an environment made by gymnasium.make, got {env}")
-        new = gym.make(env.spec, **keywords)
+        old, new = env.unwrapped, gym.make(spec, **keywords).unwrapped
         for kind in ("observation_space", "action_space"):
-            if getattr(new, kind) != getattr(env, kind):
+            if getattr(new, kind) != getattr(old, kind):
                 new.close()
                 raise ValueError(
-                    f"task_kwargs must not change the {kind}: {keywords} make {getattr(env, kind)} {getattr(new, kind)}"
+                    f"task_kwargs must not change the {kind}: {keywords} make {getattr(old, kind)} {getattr(new, kind)}"
                 )
-        env.close()
-        return new
+        # What an id says of the whole, where the environment is a part of what the id makes
+        new.spec = old.spec
+        old.close()
+        if not isinstance(env, gym.Wrapper):
+            return new
+        wrapper = env
+        while isinstance(wrapper.env, gym.Wrapper):
+            wrapper = wrapper.env
+        wrapper.env = new
+        return env
 
 
 class Probe:

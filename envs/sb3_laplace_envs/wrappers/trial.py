@@ -113,7 +113,9 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         super().__init__(env)
         self._progress = Progress(1, n_episodes, trial_steps, on_termination)
         self._rule = TaskRule(1, Probe(env), sample_task, set_task, task_kwargs, tasks, task_order, task_protocol)
-        if self._rule.protocol == KEYWORDS and env.spec is None:
+        # Made by an id of its own, a trial is told the specification of the whole afterwards
+        self._spec = env.unwrapped.spec
+        if self._rule.protocol == KEYWORDS and self._spec is None:
             raise ValueError(f"task_kwargs must be used with an environment made by gymnasium.make, got {env}")
         switches = {
             "previous_action": previous_action,
@@ -130,12 +132,19 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         self._options: dict[str, Any] = {}
         self._seed = 0
         self._task: Any = None
+        # What the reset of each episode has to name, where one has to
+        self._held: Any = None
         self._started = time.time()
 
     @property
     def task(self) -> Any:
         """The hidden task of the present trial, None where the environment does not tell."""
         return self._task.copy() if isinstance(self._task, np.ndarray) else self._task
+
+    @property
+    def trial_length(self) -> int | None:
+        """The most steps in a trial, None where no limit is known."""
+        return longest_trial(self.env, self._progress)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a trial.
@@ -195,16 +204,19 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         if rule.protocol == "options" and task is not None:
             options["task"] = task
         elif rule.protocol == KEYWORDS:
-            self.env = rule.remake(self.env, task)
+            assert self._spec is not None
+            self.env = rule.remake(self.env, self._spec, task)
         elif rule.asks_env and task is None:
             self.env.reset(seed=seed)
             seed, task = None, rule.ask(self.env)
         elif rule.protocol not in ("options", "seed"):
             rule.tell(self.env, task)
         observation, info = self.env.reset(seed=seed, options=options or None)
-        if rule.protocol == "options" and task is None:
-            task = self.env.get_wrapper_attr("task")
-        self._task = task
+        if rule.holds_task:
+            self._held = options.get("task")
+            if self._held is None:
+                self._held = self.env.get_wrapper_attr("task")
+        self._task = self._held if rule.protocol == "options" else task
         return observation, dict(info)
 
     def _begin_episode(self) -> tuple[Any, dict[str, Any]]:
@@ -213,9 +225,9 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         seed = None
         if self._rule.protocol == "seed":
             seed = self._seed
-        elif self._rule.protocol == "options":
+        elif self._rule.holds_task:
             seed = self._seed + int(self._progress.episodes[0])
-            options["task"] = self._task
+            options["task"] = self._held
         observation, info = self.env.reset(seed=seed, options=options or None)
         return observation, {key: value for key, value in info.items() if key != "episode"}
 
@@ -250,15 +262,11 @@ def trial_fields(
     """
     for name, value in switches.items():
         check_flag(name, value)
-    n_steps, n_episodes = progress.trial_steps, progress.n_episodes
+    n_steps, n_episodes = None, progress.n_episodes
     if switches["step_number"]:
-        in_episode = None if env.spec is None else env.spec.max_episode_steps
-        if n_steps is None and n_episodes is not None and in_episode is not None:
-            n_steps = n_episodes * in_episode
+        n_steps = longest_trial(env, progress)
         if n_steps is None:
             raise ValueError("step_number must come with trial_steps: episodes of env have no limit that is known")
-    else:
-        n_steps = None
     if not switches["episode_number"]:
         n_episodes = None
     elif n_episodes is None:
@@ -274,3 +282,18 @@ def trial_fields(
         n_steps=n_steps,
         n_episodes=n_episodes,
     )
+
+
+def longest_trial(env: Any, progress: Progress) -> int | None:
+    """The most steps in a trial, None where no limit is known.
+
+    :param env: The environment, single or a batch
+    :param progress: What ends a trial
+    """
+    singles = getattr(env.unwrapped, "envs", [])
+    # A batch of single environments has no specification of its own
+    spec = env.spec or (singles[0].spec if singles else None)
+    in_episode = None if spec is None else spec.max_episode_steps
+    if progress.trial_steps is not None or progress.n_episodes is None or in_episode is None:
+        return progress.trial_steps
+    return progress.n_episodes * int(in_episode)

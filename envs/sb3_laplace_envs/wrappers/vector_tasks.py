@@ -34,10 +34,14 @@ class VectorTasks:
         # Only a batch with a generator for each environment can be given a seed for each
         self._takes_seeds = self._is_made_of_singles or isinstance(self._base.np_random, tuple)
         self.rule = TaskRule(self._n, self._probe(), **rule_arguments)
+        # Those of the single environments, before anything is put in their place
+        self._specs = [env.unwrapped.spec for env in self._singles or ()]
         self._check()
         self._seeds = np.zeros(self._n, dtype=np.int64)
         #: The task of each environment's present trial, None where it does not tell
         self.tasks: list[Any] = [None] * self._n
+        # What the first reset of a trial has drawn beside constructor keywords
+        self._drawn: list[Any] = [None] * self._n
         #: Given to every reset of the environments
         self.options: dict[str, Any] = {}
 
@@ -60,7 +64,7 @@ class VectorTasks:
                 f"env must be a SyncVectorEnv for {what}, which single environments have, got {self._base}. Give "
                 "set_task(env, tasks), or put Trial into the single environments."
             )
-        if protocol == KEYWORDS and self._singles is not None and self._singles[0].spec is None:
+        if protocol == KEYWORDS and self._singles is not None and self._specs[0] is None:
             raise ValueError(f"task_kwargs must be used with environments made by gymnasium.make, got {self._base}")
         if protocol == "seed" and not self._takes_seeds:
             raise ValueError(
@@ -100,12 +104,16 @@ class VectorTasks:
                 if row in asked:
                     self.tasks[row] = self.rule.ask(self._singles[row])
                 elif protocol == KEYWORDS:
-                    self._singles[row] = self.rule.remake(self._singles[row], self.tasks[row])
+                    self._singles[row] = self.rule.remake(self._singles[row], self._specs[row], self.tasks[row])
                 elif protocol != "seed":
                     self.rule.tell(self._singles[row], self.tasks[row])
         elif protocol == CALLABLE and self.rule.set_task is not None:
             self.rule.set_task(self.env, _stacked(self.tasks))
-        return self._reset(mask, latest, seeds)
+        observations, infos = self._reset(mask, latest, seeds)
+        if self.rule.holds_task and self._singles is not None:
+            for row in rows:
+                self._drawn[row] = np.copy(self._singles[row].get_wrapper_attr("task"))
+        return observations, infos
 
     def _begin_with_options(self, mask: Mask, latest: Any, seeds: list[int | None] | None) -> tuple[Any, Infos]:
         """As :meth:`begin_trials`, where the options of a reset set the task or else the reset draws it."""
@@ -147,17 +155,18 @@ class VectorTasks:
         """Reset some environments, in one call where that can say each its task."""
         if not with_tasks:
             return self._reset_once(mask, latest, seeds, {})
+        tasks = self._drawn if self.rule.protocol == KEYWORDS else self.tasks
         if not self._is_made_of_singles:
             # Those of the others are not looked at, but have to be tasks
-            anyone = self.tasks[int(np.flatnonzero(mask)[0])]
-            tasks = np.stack([anyone if task is None else task for task in self.tasks])
-            return self._reset_once(mask, latest, seeds, {"task": tasks})
+            anyone = tasks[int(np.flatnonzero(mask)[0])]
+            stacked = np.stack([anyone if task is None else task for task in tasks])
+            return self._reset_once(mask, latest, seeds, {"task": stacked})
         infos: Infos = {}
         if latest is None:
-            latest, _ = self._reset_once(mask, None, seeds, {"task": self.tasks[0]})
+            latest, _ = self._reset_once(mask, None, seeds, {"task": tasks[0]})
         for row in np.flatnonzero(mask).tolist():
             one = np.arange(self._n) == row
-            latest, others = self._reset_once(one, latest, seeds, {"task": self.tasks[row]})
+            latest, others = self._reset_once(one, latest, seeds, {"task": tasks[row]})
             infos = fill(infos, others, one)
         return latest, infos
 

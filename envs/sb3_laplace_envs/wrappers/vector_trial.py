@@ -16,7 +16,7 @@ from sb3_laplace_envs.wrappers.infos import Infos, Mask, fill, restrict, without
 from sb3_laplace_envs.wrappers.observations import TrialObservations, row_of
 from sb3_laplace_envs.wrappers.progress import NEXT_EPISODE, Progress
 from sb3_laplace_envs.wrappers.tasks import SampleTask, as_array
-from sb3_laplace_envs.wrappers.trial import trial_fields
+from sb3_laplace_envs.wrappers.trial import longest_trial, trial_fields
 from sb3_laplace_envs.wrappers.vector_tasks import VectorTasks
 
 
@@ -115,6 +115,11 @@ class VectorTrial(VectorWrapper):
         if any(array is None for array in arrays):
             return list(self._tasks.tasks)
         return np.stack(arrays)  # type: ignore[arg-type]
+
+    @property
+    def trial_length(self) -> int | None:
+        """The most steps in a trial, None where no limit is known."""
+        return longest_trial(self.env, self._progress)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
