@@ -278,8 +278,8 @@ class TaskBalance(Balance):
             return moves.sum(-1) * 0.0
         steps = samples.columns["trial_steps"]
         assert isinstance(steps, th.Tensor)
-        weights = multipliers[: len(self._claims)] * self._ratios / self._claims
-        weights = th.as_tensor(weights, dtype=moves.dtype, device=moves.device)
+        of_parts = multipliers[: len(self._claims)] * self._ratios / self._claims
+        weights = th.as_tensor(of_parts, dtype=moves.dtype, device=moves.device)
         # First steps, and those that do not count, have no weight; later ones than were looked at have the last part's
         parts = steps.clamp(min=1).log2().floor().long().clamp(max=len(weights) - 1)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
