@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from sb3_laplace import LaplaceRecurrentPPO, PosteriorCallback, make_vec_env
 from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.buffers import SequenceRolloutBuffer
-from sb3_laplace.algorithm.losses.consistency import LatentBalance, TaskBalance
+from sb3_laplace.algorithm.losses.consistency import Balance, LatentBalance, TaskBalance
 from sb3_laplace.algorithm.parallel import loss_of_all_ranks
 from sb3_laplace.algorithm.rank_callbacks import GlobalProgressBarCallback
 from sb3_laplace.posteriors import PosteriorStep
@@ -109,12 +109,23 @@ def same_data(folder: Path) -> Any:
 # -- the ratio that kl_coef="auto" follows ------------------------------------------------------------------
 
 
-def ratios(envs: slice) -> dict[str, list[float | None]]:
-    """Moves over claims in two rollouts of these of 60 environments, with the other ranks' of theirs."""
+def ratios(envs: slice) -> dict[str, list[float]]:
+    """Moves over claims in two rollouts of these of 60 environments, with the other ranks' of theirs.
+
+    Of whole trials, and of their parts.
+    """
     steps, numbers = conjugate(60, 6, overconfidence=3.0)
     choices = (numbers > 0).astype(np.int64)
     cases = {"latent": (LatentBalance, None), "numbers": (TaskBalance, numbers), "choices": (TaskBalance, choices)}
-    found: dict[str, list[float | None]] = {}
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, balance: Balance) -> None:
+        log_ratios = balance.log_ratios()
+        assert log_ratios is not None
+        found.setdefault(name, []).append(log_ratios.whole)
+        for i, part in enumerate(log_ratios.parts.tolist()):
+            found.setdefault(f"{name}, part {i}", []).append(part)
+
     for name, (kind, tasks) in cases.items():
         n_envs = len(numbers[envs])
         balance = kind(n_envs, 6, seed=0)
@@ -124,12 +135,12 @@ def ratios(envs: slice) -> dict[str, list[float | None]]:
                 index = th.arange(60)[envs]
                 part = PosteriorStep(step.posterior[index], step.previous[index], ())
                 balance.add(part, np.full(n_envs, t), None if tasks is None else tasks[envs])
-            found.setdefault(name, []).append(balance.log_ratio())
+            add(name, balance)
         # On a rollout of one rank alone, too
         balance.begin()
         if distributed.rank() == 0 and n_envs:
             balance.add(part, np.full(n_envs, 5), None if tasks is None else tasks[envs])
-        found[name].append(balance.log_ratio())
+        add(name, balance)
     return found
 
 

@@ -52,6 +52,7 @@ def begun(term_class: type[LossTerm], **attributes: Any) -> Any:
 
 def ppo(**attributes: Any) -> PPOTerm:
     defaults = {"ent_coef": 0.0, "vf_coef": 0.0, "clip_range": lambda _: 0.2, "clip_range_vf": None}
+    defaults["policy"] = SimpleNamespace(state_dependent_std=False)
     term = begun(PPOTerm, **{**defaults, "normalize_advantage": False, **attributes})
     # Without normalization it reads nothing of a minibatch
     term.begin_minibatch(minibatch())

@@ -122,9 +122,9 @@ def test_moves_and_claims_are_those_of_all_ranks(finished: Path) -> None:
     for name, values in expected.items():
         # The last rollout is rank 0's alone
         assert first[name][:2] == pytest.approx(values[:2], rel=1e-6)
-        assert first[name][2] is not None
+        assert len(first[name]) == 3
     own = ratios(slice(0, 20))
-    assert all(abs(own[name][0] - first[name][0]) > 1e-3 for name in expected)  # type: ignore[operator]
+    assert all(abs(own[name][0] - first[name][0]) > 1e-3 for name in expected)
 
 
 # -- whole runs ---------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_ranks_are_one_agent_in_different_environments(finished: Path) -> None:
     assert not np.array_equal(first["tasks"], second["tasks"])
     assert not np.array_equal(first["observations"], second["observations"])
     assert first["kl_multiplier"] == second["kl_multiplier"]
-    assert first["kl_multiplier"] != 1e-4
+    assert 1e-4 not in first["kl_multiplier"]
 
 
 def test_steps_and_schedules_are_global(finished: Path) -> None:
@@ -202,7 +202,7 @@ def test_what_a_script_has_seeded_alike_differs(finished: Path) -> None:
 def test_the_coefficient_follows_all_ranks_in_the_latent_too(finished: Path) -> None:
     first, second = results_of(finished, "latent_balance")
     assert first["kl_multiplier"] == second["kl_multiplier"]
-    assert first["kl_multiplier"] not in (None, 1e-4)
+    assert first["kl_multiplier"] not in (None, [1e-4])
     np.testing.assert_array_equal(first["weights"], second["weights"])
 
 

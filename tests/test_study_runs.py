@@ -101,7 +101,7 @@ def test_steps_of_the_agent_come_before_the_environments_and_the_studys() -> Non
     ):
         data |= change
         found.append(resolve(parse_spec(data, "name"))[0].steps)
-    assert found == [1_000_000, 3, 2, 1]
+    assert found == [6_000_000, 3, 2, 1]
 
 
 def test_no_hyperparameters_for_an_environment() -> None:
