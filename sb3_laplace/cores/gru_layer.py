@@ -4,14 +4,12 @@ Both passes go through the sequence in blocks of steps, see :mod:`sb3_laplace.co
 operations forward and three backward.
 """
 
-from functools import lru_cache
-from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch as th
 from torch.autograd.function import once_differentiable
 
-from sb3_laplace.cores.blocks import Steps, block_length, per_step
+from sb3_laplace.cores.blocks import Steps, block_length, per_step, used_again
 from sb3_laplace.cores.torch_cell import CellWeights
 
 
@@ -62,11 +60,8 @@ class _BackwardBlock(NamedTuple):
     steps: Steps
 
 
-# Whoever calls first may do so in inference mode, whose tensors could not be written to outside of it
-@lru_cache(maxsize=16)
-@th.inference_mode(False)
-@th.no_grad()
-def _forward_block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: int) -> _ForwardBlock:
+@used_again
+def _forward_block(size: int, n: int, n_hidden: int, dtype: th.dtype) -> _ForwardBlock:
     gates, states = th.empty(size, n, 3 * n_hidden, dtype=dtype), th.empty(size + 1, n, n_hidden, dtype=dtype)
     candidates = th.empty(size, n, n_hidden, dtype=dtype)
     rz, q = gates[..., : 2 * n_hidden], gates[..., 2 * n_hidden :]
@@ -75,10 +70,8 @@ def _forward_block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: in
     return _ForwardBlock(gates, candidates, states, steps)
 
 
-@lru_cache(maxsize=16)
-@th.inference_mode(False)
-@th.no_grad()
-def _backward_block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: int) -> _BackwardBlock:
+@used_again
+def _backward_block(size: int, n: int, n_hidden: int, dtype: th.dtype) -> _BackwardBlock:
     d_sums = th.empty(size, n, 3, n_hidden, dtype=dtype)
     k, z = th.empty(2, size, n, n_hidden, dtype=dtype)
     d_states = th.empty(size + 1, n, n_hidden, dtype=dtype)
@@ -106,7 +99,7 @@ class _GRULayer(th.autograd.Function):
             bias[: 2 * n_hidden] += bias_hh[: 2 * n_hidden]
             bias_q = bias_hh[2 * n_hidden :]
         size = block_length(3 * n * n_hidden)
-        gates, candidates, states, steps = _forward_block(size, n, n_hidden, inputs.dtype, get_ident())
+        gates, candidates, states, steps = _forward_block(size, n, n_hidden, inputs.dtype)
         q = gates[..., 2 * n_hidden :]
         all_gates, all_candidates = (inputs.new_empty(length, n, i * n_hidden) for i in (3, 1))
         all_states = inputs.new_empty(length + 1, n, n_hidden)
@@ -139,7 +132,7 @@ class _GRULayer(th.autograd.Function):
         inputs, weight_ih, weight_hh, all_gates, all_candidates, all_states = ctx.saved_tensors
         length, n, n_hidden = all_candidates.shape
         size = block_length(3 * n * n_hidden)
-        buffers = _backward_block(size, n, n_hidden, inputs.dtype, get_ident())
+        buffers = _backward_block(size, n, n_hidden, inputs.dtype)
         d_sums, k_n, _, d_states, steps = buffers
         d_inputs = th.empty_like(inputs, memory_format=th.contiguous_format) if ctx.needs_input_grad[0] else None
         d_weight_ih, d_weight_hh = th.zeros_like(weight_ih), th.zeros_like(weight_hh)

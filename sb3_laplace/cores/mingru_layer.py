@@ -5,14 +5,12 @@ operation forward and one backward, which on a CPU is faster than a scan in loga
 and no divisions: any gate from 0 to 1 is fine over any number of steps.
 """
 
-from functools import lru_cache
-from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch as th
 from torch.autograd.function import once_differentiable
 
-from sb3_laplace.cores.blocks import Steps, block_length, per_step
+from sb3_laplace.cores.blocks import Steps, block_length, per_step, used_again
 
 
 def unroll_mingru_layer(
@@ -49,11 +47,8 @@ class _Block(NamedTuple):
     steps: Steps
 
 
-# Whoever calls first may do so in inference mode, whose tensors could not be written to outside of it
-@lru_cache(maxsize=16)
-@th.inference_mode(False)
-@th.no_grad()
-def _block(size: int, n: int, n_hidden: int, dtype: th.dtype, thread: int) -> _Block:
+@used_again
+def _block(size: int, n: int, n_hidden: int, dtype: th.dtype) -> _Block:
     sums, states = th.empty(size, n, 2 * n_hidden, dtype=dtype), th.empty(size + 1, n, n_hidden, dtype=dtype)
     kept, z = th.empty(2, size, n, n_hidden, dtype=dtype)
     return _Block(sums, kept, z, states, per_step(kept, states[:-1], states[1:]))
@@ -71,7 +66,7 @@ class _MinGRULayer(th.autograd.Function):
     ) -> th.Tensor:
         (n, length, _), n_hidden = inputs.shape, hidden.shape[1]
         size = block_length(2 * n * n_hidden)
-        sums, kept, z, states, steps = _block(size, n, n_hidden, inputs.dtype, get_ident())
+        sums, kept, z, states, steps = _block(size, n, n_hidden, inputs.dtype)
         of_z, of_candidate = sums.chunk(2, dim=-1)
         output = inputs.new_empty(n, length, n_hidden)
         all_z, all_candidates = inputs.new_empty(2, length, n, n_hidden)
@@ -105,7 +100,7 @@ class _MinGRULayer(th.autograd.Function):
         inputs, hidden, keep, weight, all_z, all_candidates, output = ctx.saved_tensors
         n, length, n_hidden = output.shape
         size = block_length(2 * n * n_hidden)
-        d_sums, kept, own_z, d_states, steps = _block(size, n, n_hidden, inputs.dtype, get_ident())
+        d_sums, kept, own_z, d_states, steps = _block(size, n, n_hidden, inputs.dtype)
         d_inputs = th.empty_like(inputs, memory_format=th.contiguous_format) if ctx.needs_input_grad[0] else None
         d_weight, d_bias = th.zeros_like(weight), inputs.new_zeros(2 * n_hidden)
         # The next number below
