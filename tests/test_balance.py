@@ -226,7 +226,7 @@ def test_parts_of_a_trial() -> None:
     """Step 1, then twice as many each."""
     steps = np.arange(1, 70)
     expected = [sum(step >= 2**k for k in range(1, 10)) for step in steps]
-    np.testing.assert_array_equal(_parts(steps), expected)
+    np.testing.assert_array_equal(_parts(th.as_tensor(steps)), expected)
 
 
 def test_ratios_by_hand() -> None:

@@ -4,7 +4,7 @@ Under a correct Bayesian update the posterior's mean is a martingale whose moves
 ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. Moves d_t, what they should be e_t: where the
 environments report their task, both are taken in the linear read-out of the task, elsewhere in the latent.
 
-Of several ranks' rollouts all count: :meth:`Balance.log_ratio` is called on all of them, and is the same on all.
+Of several ranks' rollouts all count: :meth:`Balance.log_ratios` is called on all of them, and is the same on all.
 """
 
 from abc import ABC, abstractmethod
@@ -28,8 +28,8 @@ _DECAY = 0.8
 # So many posteriors for each unit of the latent are enough for a read-out: earlier ones are of other weights, and from
 # a mixture of weights the read-out comes out too small, and the ratio too large
 _ENOUGH = 100
-# Ratios are in [1 / this, this]
-_MAX_RATIO = 1e3
+# Ratios are in [1 / this, this], and where a penalty is multiplied by them
+_MAX_RATIO, _MAX_RATIO_OF_PENALTY = 1e3, 20.0
 # A part of a trial that claims less a step than this, relative to the part that claims most, is taken to claim so much:
 # its penalty must not drown everything else
 _LEAST_CLAIM = 1e-4
@@ -236,9 +236,9 @@ class TaskBalance(Balance):
         if not self._steps:
             return None
         assert self._readout is not None
-        parts = _parts(np.concatenate(self._steps))
+        parts = _parts(th.as_tensor(np.concatenate(self._steps))).numpy()
         moved = np.square(np.concatenate(self._moves).astype(np.float64) @ self._readout.weights).sum(-1)
-        posterior, previous = (to_float64(Gaussian.concatenate(parts)) for parts in zip(*self._widths, strict=True))
+        posterior, previous = (to_float64(Gaussian.concatenate(each)) for each in zip(*self._widths, strict=True))
         claimed = self._width(previous) - self._width(posterior)
         return np.stack([np.bincount(parts, values) for values in (np.ones(len(parts)), moved, claimed)])
 
@@ -256,7 +256,7 @@ class TaskBalance(Balance):
         self._claims = np.maximum(mean_claim, _LEAST_CLAIM * largest)
         ratios = np.clip(mean_move / self._claims, 1.0 / _MAX_RATIO, _MAX_RATIO)
         whole = np.clip(moved.sum() / (number * self._claims).sum(), 1.0 / _MAX_RATIO, _MAX_RATIO)
-        self._ratios = np.where(known, np.clip(ratios, 1 / 20, 20), 1.0)
+        self._ratios = np.where(known, np.clip(ratios, 1.0 / _MAX_RATIO_OF_PENALTY, _MAX_RATIO_OF_PENALTY), 1.0)
         return LogRatios(float(np.log(whole)), np.where(known, np.log(ratios), np.nan))
 
     def _width(self, gaussian: Gaussian) -> np.ndarray:
@@ -281,14 +281,14 @@ class TaskBalance(Balance):
         of_parts = multipliers[: len(self._claims)] * self._ratios / self._claims
         weights = th.as_tensor(of_parts, dtype=moves.dtype, device=moves.device)
         # First steps, and those that do not count, have no weight; later ones than were looked at have the last part's
-        parts = steps.clamp(min=1).log2().floor().long().clamp(max=len(weights) - 1)
+        parts = _parts(steps.clamp(min=1)).clamp(max=len(weights) - 1)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
         return (moves @ readout).square().sum(-1) * weights[parts] * (steps > 0)
 
 
-def _parts(steps: np.ndarray) -> np.ndarray:
+def _parts(steps: th.Tensor) -> th.Tensor:
     """Which part of a trial steps are in, from 0 for the step 1 on; the parts double in length."""
-    return np.floor(np.log2(steps)).astype(np.int64)
+    return steps.log2().floor().long()
 
 
 def _merged(of_rank: tuple[int, list[Any]]) -> tuple[int, list[Any]] | None:
