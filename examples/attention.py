@@ -9,11 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch as th
 from agents import TASKS, make_agent
 
-from sb3_laplace import LaplaceRecurrentPPO, evaluate_regression, make_vec_env
+from sb3_laplace import LaplaceRecurrentPPO, evaluate_regression, make_vec_env, posterior_trace
 
 #: Of attention as far as they are not its own defaults: trials of 50 steps are remembered whole
 CORES: dict[str, dict[str, Any]] = {
@@ -27,13 +26,8 @@ N_PAIRS = (1, 3, 5, 10, 30)
 def regret(model: LaplaceRecurrentPPO, n_trials: int) -> float:
     """Mean regret of a fresh trial of 50 pulls, acting on the mode."""
     env = make_vec_env(TASKS["bandit"][0], n_envs=n_trials, seed=10**6)
-    obs, state, total = env.reset(), None, np.zeros(n_trials)
-    starts = np.ones(n_trials, dtype=bool)
-    for _ in range(50):
-        actions, state = model.predict(obs, state, starts, deterministic=True)
-        obs, _, starts, _ = env.step(actions)
-        total += env.step_infos["regret"]
-    return float(total.mean())
+    trace = posterior_trace(model, env, n_trials, deterministic=True, progress_bar=False)
+    return float(trace.metrics["regret"].sum(1).mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_laplace import LaplaceRecurrentPPO, make_vec_env, posterior_trace
+from sb3_laplace.cli.agents import make_env
 from sb3_laplace.posthoc.convert import load_recurrent_ppo
 from sb3_laplace.studies.runs import RunFolder, Study
 from sb3_laplace.studies.training import monitor_folders
@@ -55,25 +56,22 @@ def load(run: RunFolder, path: Path) -> LaplaceRecurrentPPO:
     return LaplaceRecurrentPPO.load(path, device="cpu")
 
 
-def make_env(run: RunFolder, checkpoint: Path, n_envs: int, seed: int) -> VecEnv:
+def env_of(run: RunFolder, checkpoint: Path, n_trials: int) -> VecEnv:
     """Environments as the agent was trained in, observations normalized as they were at the checkpoint."""
     env_kwargs = run.run.configuration["hyperparams"].get("env_kwargs", {})
-    env = make_vec_env(run.run.env_id, n_envs, seed=seed, env_kwargs=env_kwargs)
     if checkpoint.stem.startswith("rl_model"):
-        statistics = checkpoint.with_name(checkpoint.name.replace("rl_model", "rl_model_vecnormalize")).with_suffix(
-            ".pkl"
-        )
+        name = checkpoint.name.replace("rl_model", "rl_model_vecnormalize")
+        statistics = checkpoint.with_name(name).with_suffix(".pkl")
     else:
         statistics = checkpoint.parent / checkpoint.stem / "vecnormalize.pkl"
-    if statistics.is_file():
-        env = VecNormalize.load(str(statistics), env)
-        env.training = env.norm_reward = False
-    return env
+    return make_env(
+        run.run.env_id, n_trials, TRIALS_SEED, env_kwargs, str(statistics) if statistics.is_file() else None
+    )
 
 
 def returns_by_episode(run: RunFolder, path: Path, n_trials: int) -> list[float]:
     """Mean return of each episode of a trial, with sampled actions, on the same trials for all agents."""
-    model, env = load(run, path), make_env(run, path, min(n_trials, 128), TRIALS_SEED)
+    model, env = load(run, path), env_of(run, path, n_trials)
     set_random_seed(TRIALS_SEED)
     returns = posterior_trace(model, env, n_trials, progress_bar=False).returns_by_episode
     env.close()
@@ -129,7 +127,7 @@ def film(study: Study, run: RunFolder, docs: Path, n_trials: int = 4) -> Path:
     """Draw the beginnings of episodes one and two of some trials, side by side, with sampled actions."""
     assert run.agent is not None
     path = run.path / run.agent["model"]
-    model, env = load(run, path), make_env(run, path, n_trials, TRIALS_SEED)
+    model, env = load(run, path), env_of(run, path, n_trials)
     length = env.unwrapped.env.unwrapped.episode_length  # type: ignore[attr-defined]
     set_random_seed(TRIALS_SEED)
     observations, state, starts = env.reset(), None, np.ones(n_trials, dtype=bool)
