@@ -1,6 +1,8 @@
 # make demo          train on the bandit task and look at the posterior (about three minutes on 2 cores)
 # make test          ruff, mypy, the order of the folders, and the tests, without the slow ones
 # make test-lowest   the tests with the lowest versions that setup.cfg allows (needs Python 3.10 or 3.11)
+# make docs          the documentation's site, in docs/_build; make docs-serve shows it at http://localhost:8000
+# make tutorials     the notebooks of docs/tutorials, run anew (some minutes each)
 # The first call makes .venv (.venv-lowest), later ones reuse it.
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ TORCH_LOWEST ?= 2.13.0
 ONE_THREAD := env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-lowest bench format clean
+.PHONY: demo test test-slow test-lowest docs docs-serve tutorials bench format clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/bandit_demo.py
@@ -32,6 +34,15 @@ test-slow: $(STAMP)
 test-lowest: $(LOWEST_STAMP)
 	$(ONE_THREAD) $(LOWEST)/python -m pytest $(PARALLEL)
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+docs-serve: docs
+	$(BIN)/python -m http.server --directory docs/_build --bind 127.0.0.1 8000
+
+tutorials: $(STAMP)
+	$(ONE_THREAD) $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput
 
@@ -40,7 +51,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-lowest build *.egg-info
+	rm -rf .venv .venv-lowest build docs/_build *.egg-info
 
 # Installed again whenever what is to be installed changes
 $(STAMP): setup.cfg pyproject.toml constraints.txt

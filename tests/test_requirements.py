@@ -20,10 +20,10 @@ def lines(text: str) -> list[str]:
 
 
 def setup_requirements() -> dict[str, Requirement]:
-    """What setup.cfg asks for, but for the tools that only read the source (the extra "dev")."""
+    """What setup.cfg asks for, but for the tools that only read the source and the docs (extras "dev" and "docs")."""
     config = configparser.ConfigParser(interpolation=None)
     config.read(ROOT / "setup.cfg", "utf-8")
-    extras = [text for name, text in config["options.extras_require"].items() if name != "dev"]
+    extras = [text for name, text in config["options.extras_require"].items() if name not in ("dev", "docs")]
     asked = [Requirement(line) for text in (config["options"]["install_requires"], *extras) for line in lines(text)]
     return {canonicalize_name(requirement.name): requirement for requirement in asked}
 
