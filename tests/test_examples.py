@@ -58,7 +58,7 @@ def test_belief_animation(tmp_path: Path) -> None:
 def test_own_environment(tmp_path: Path) -> None:
     output = run("own_environment.py", "--timesteps", "4800", "--trials", "40", "--out", str(tmp_path))
     assert (tmp_path / "model.zip").exists()
-    assert re.search(r"poles that fell, by episode: \[(\d\.\d* ?){3}\]", output)
+    assert re.search(r"poles that fell, by episode: \[( *-?\d\.\d* *){3}\]", output)
     assert "Does it do better in later episodes?" in output
 
 
