@@ -1,7 +1,7 @@
 """Two of popgym's memory tasks with ids that studies can name (pip install popgym).
 
-A trial is one episode: the `Trial` is there to show the agent its last action and reward, without which no bandit can be
-learned. examples/popgym_study.yml compares memories on them:
+A trial is one episode: the `Trial` is there to show the agent its last action and reward, without which no bandit can
+be learned. examples/popgym_study.yml compares memories on them:
 
 PYTHONPATH=examples sb3-laplace study run examples/popgym_study.yml --workers 2
 """

@@ -88,7 +88,7 @@ def gradient(model: LaplaceRecurrentPPO, sequences: np.ndarray) -> dict[str, Any
     return {"grads": grads, "approx_kl": numbers["approx_kl"]}
 
 
-#: Of each rank's environments, which have three sequences each (the first of the three is longer), which are in a minibatch
+#: Which of each rank's sequences are in a minibatch: three of each environment, the first of which is longer
 MINIBATCHES = {
     "all": (np.arange(3 * N_ENVS), np.arange(3 * N_ENVS)),
     # As many sequences, 20 steps and 16
