@@ -94,9 +94,12 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def check_links(app: Sphinx, doctree: document) -> None:
+    """A link to a file of the repository, which only a reader of the repository could want: name it as code."""
     for node in doctree.findall(download_reference):
-        message = f"link to the file {node['reftarget']}, which the site does not have"
-        LOGGER.warning(message, location=node, type="link")
+        # Not of the role {download}, which asks for it
+        if "myst" in node[0]["classes"]:
+            message = f"link to {node['reftarget']}, which is no page: name the file as code, or use {{download}}"
+            LOGGER.warning(message, location=node, type="link")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
