@@ -19,6 +19,8 @@ author = "The sb3-laplace developers"
 project_copyright = f"2026, {author}"
 version = release = sb3_laplace.__version__
 
+# Earlier ones, which Python 3.10 has, lack what _ext uses
+needs_sphinx = "9.0"
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
