@@ -144,3 +144,10 @@ def test_every_picture_is_told_in_words(page: Path) -> None:
     assert [tag for tag in re.findall(r"<img\b[^>]*>", text) if not re.search(r"""\balt=["'][^"']""", tag)] == []
     blocks = re.findall(r"^(?:```+|:::+)\{(?:figure|image)\}.*?^(?:```+|:::+)", text, re.MULTILINE | re.DOTALL)
     assert [block for block in blocks if not re.search(r"^:alt: *\S", block, re.MULTILINE)] == []
+
+
+def test_the_version_is_told_alike() -> None:
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "sb3_laplace" / "version.py").read_text("utf-8"))
+    assert version is not None
+    assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"version = {{{version[1]}}}" in (DOCS / "citing.md").read_text("utf-8")
