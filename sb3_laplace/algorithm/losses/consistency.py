@@ -4,7 +4,7 @@ Under a correct Bayesian update the posterior's mean is a martingale whose moves
 ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. Moves d_t, what they should be e_t: where the
 environments report their task, both are taken in the linear read-out of the task, elsewhere in the latent.
 
-Of several ranks' rollouts all count: :meth:`Balance.log_ratios` is called on all of them, and is the same on all.
+Of several ranks' rollouts all count: ``Balance.log_ratios`` is called on all of them, and is the same on all.
 """
 
 from abc import ABC, abstractmethod
