@@ -47,6 +47,9 @@ autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
+# One argument a line where all do not fit into one
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 default_role = "literal"
 nitpicky = True
 # What Python and other packages document
