@@ -36,6 +36,8 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"
 myst_heading_anchors = 3
 # The tutorials' results are in the notebooks, `make tutorials` makes them anew
 nb_execution_mode = "off"
+# "auto" is to be copied as it stands
+smartquotes = False
 copybutton_exclude = ".linenos, .gp, .go"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
