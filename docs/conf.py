@@ -36,6 +36,8 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"
 myst_heading_anchors = 3
 # The tutorials' results are in the notebooks, `make tutorials` makes them anew
 nb_execution_mode = "off"
+# "auto" is to be copied as it stands
+smartquotes = False
 copybutton_exclude = ".linenos, .gp, .go"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
@@ -47,6 +49,9 @@ autodoc_class_signature = "mixed"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
+# One argument a line where all do not fit into one
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 default_role = "literal"
 nitpicky = True
 # What Python and other packages document

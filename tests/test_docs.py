@@ -146,6 +146,12 @@ def test_every_picture_is_told_in_words(page: Path) -> None:
     assert [block for block in blocks if not re.search(r"^:alt: *\S", block, re.MULTILINE)] == []
 
 
+def test_links_of_the_readme_lead_to_files() -> None:
+    """The site's pages are checked when it is built; the README is none of them."""
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text("utf-8"))
+    assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
+
+
 def test_the_version_is_told_alike() -> None:
     version = re.search(r'__version__ = "(.+)"', (ROOT / "sb3_laplace" / "version.py").read_text("utf-8"))
     assert version is not None
