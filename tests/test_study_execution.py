@@ -104,6 +104,8 @@ def test_the_other_worker_takes_over_from_the_checkpoint(killed: Any) -> None:
         assert agent["attempts"] == len(folder.attempts())
         assert agent["versions"]["sb3-laplace"]
         assert 0 < agent["seconds"] < PATIENCE
+        # A process with torch in it, in MB
+        assert 50 < agent["peak_memory"] < 50_000
         assert folder.is_finished()
         assert 0.0 <= folder.evaluation("return")["numbers"]["return"] <= 5.0  # type: ignore[index]
 
