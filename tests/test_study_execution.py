@@ -289,7 +289,9 @@ def test_submitit_that_is_not_installed(
     one_line(capsys, r'study run needs submitit: pip install "sb3-laplace\[study\]"')
 
 
-def test_windows_is_told_what_a_study_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_windows_is_told_what_a_study_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     for name in [name for name in sys.modules if name.startswith("sb3_laplace.studies")]:
         monkeypatch.delitem(sys.modules, name)
