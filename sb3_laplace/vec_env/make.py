@@ -116,7 +116,8 @@ def _wrapped_and_checked(wrapper_class: Callable[..., gym.Env] | None) -> Callab
             if part.shape is None and not isinstance(part, (spaces.Dict, spaces.Tuple)):
                 raise ValueError(
                     f"observations{f' under {key!r}' if key else ''} are of {part}, which is no array of numbers: "
-                    "leave them out (gymnasium.wrappers.FilterObservation) or make numbers of them (TransformObservation)."
+                    "leave them out (gymnasium.wrappers.FilterObservation) or turn them into numbers "
+                    "(gymnasium.wrappers.TransformObservation)."
                 )
         return env
 
