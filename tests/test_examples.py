@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from sb3_laplace import LaplaceRecurrentPPO, evaluate_belief, evaluate_regression
 from sb3_laplace.cli.main import main
@@ -43,6 +44,15 @@ def load(script: str) -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def test_belief_animation(tmp_path: Path) -> None:
+    path = tmp_path / "belief.gif"
+    output = run("belief_animation.py", "--timesteps", "12800", "--trial", "3", "--out", str(path))
+    assert "50 frames" in output
+    with Image.open(path) as image:
+        assert image.n_frames == 50  # type: ignore[attr-defined]
+        assert image.size == (640, 320)
 
 
 def test_bandit_demo(tmp_path: Path) -> None:
