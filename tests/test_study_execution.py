@@ -287,3 +287,13 @@ def test_submitit_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["study", "run", str(file), "--out", str(tmp_path / "out")]) == 2
     one_line(capsys, r'study run needs submitit: pip install "sb3-laplace\[study\]"')
+
+
+def test_windows_is_told_what_a_study_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for name in [name for name in sys.modules if name.startswith("sb3_laplace.studies")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["study", "status", "somewhere"]) == 2
+    assert "study needs locks of files that Windows does not have" in one_line(capsys)
