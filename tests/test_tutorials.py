@@ -37,6 +37,8 @@ def test_there_are_notebooks() -> None:
     assert all(f"({name}.ipynb)" in index for name in NOTEBOOKS)
 
 
+# So few are played here
+@pytest.mark.filterwarnings("ignore:n_trials")
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All code cells in one namespace, as in the notebook."""
