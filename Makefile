@@ -41,7 +41,7 @@ docs-serve: docs
 	$(BIN)/python -m http.server --directory docs/_build/html --bind 127.0.0.1 8000
 
 tutorials: $(STAMP)
-	$(ONE_THREAD) $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+	$(ONE_THREAD) $(BIN)/python docs/tutorials/run.py docs/tutorials/*.ipynb
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput

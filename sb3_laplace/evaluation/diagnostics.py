@@ -12,7 +12,15 @@ import numpy as np
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.constancy import constancy
-from sb3_laplace.evaluation.findings import MIN_TRIALS, MORE_TRIALS, NOT_APPLICABLE, UNDECIDED, Finding, Trials
+from sb3_laplace.evaluation.findings import (
+    MIN_STEPS,
+    MIN_TRIALS,
+    MORE_TRIALS,
+    NOT_APPLICABLE,
+    UNDECIDED,
+    Finding,
+    Trials,
+)
 from sb3_laplace.evaluation.overconfidence import judge_overconfidence
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.posteriors import LaplacePosterior
@@ -123,6 +131,18 @@ def diagnose(
 
 
 def _notes(data: Trials) -> list[str]:
+    """What a reader of the verdicts has to know besides."""
+    notes = _constancy(data)
+    if data.n_short:
+        notes.append(
+            f"Left out: {data.n_short} of {data.n_trials + data.n_short} complete trials, which have fewer than "
+            f"{MIN_STEPS} steps. Where it is success (or failure) that ends a trial early, the returns above are of "
+            "those that went on."
+        )
+    return notes
+
+
+def _constancy(data: Trials) -> list[str]:
     """What is said of a Laplace posterior that hardly learns. (One that is normalized has a precision that need not
     grow, others claim nothing, or another thing.)"""
     trace = data.trace

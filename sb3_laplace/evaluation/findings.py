@@ -46,6 +46,8 @@ class Trials:
         self.trace = trace
         self._chosen = trace.complete & (trace.lengths >= MIN_STEPS)
         self.n_trials = int(self._chosen.sum())
+        #: Complete trials that are left out because they are short
+        self.n_short = int(trace.complete.sum()) - self.n_trials
         self.enough = self.n_trials >= MIN_TRIALS
         self._lengths = trace.lengths[self._chosen, None]
         self.bootstrap = bootstrap
