@@ -1,7 +1,7 @@
 # make demo          train on the bandit task and look at the posterior (about three minutes on 2 cores)
 # make test          ruff, mypy, the order of the folders, and the tests, without the slow ones
 # make test-lowest   the tests with the lowest versions that setup.cfg allows (needs Python 3.10 or 3.11)
-# make docs          the documentation's site, in docs/_build; make docs-serve shows it at http://localhost:8000
+# make docs          the documentation's site, in docs/_build/html; make docs-serve shows it at http://localhost:8000
 # make tutorials     the notebooks of docs/tutorials, run anew (some minutes each)
 # The first call makes .venv (.venv-lowest), later ones reuse it.
 
@@ -35,13 +35,13 @@ test-lowest: $(LOWEST_STAMP)
 	$(ONE_THREAD) $(LOWEST)/python -m pytest $(PARALLEL)
 
 docs: $(STAMP)
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 docs-serve: docs
-	$(BIN)/python -m http.server --directory docs/_build --bind 127.0.0.1 8000
+	$(BIN)/python -m http.server --directory docs/_build/html --bind 127.0.0.1 8000
 
 tutorials: $(STAMP)
-	$(ONE_THREAD) $(BIN)/jupyter execute --inplace docs/tutorials/*.ipynb
+	$(ONE_THREAD) $(BIN)/python docs/tutorials/run.py docs/tutorials/*.ipynb
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.throughput

@@ -24,6 +24,7 @@ ENV_ID = TASKS["bandit"][0]
 #: How an agent of each variant differs from the base: arguments of the algorithm, and keywords of the policy
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "base": ({}, {}),
+    "long": ({}, {}),
     "hidden16": ({}, {"lstm_hidden_size": 16, "latent_dim": 16}),
     "hidden32": ({}, {"lstm_hidden_size": 32, "latent_dim": 32}),
     "hidden256": ({}, {"lstm_hidden_size": 256}),
@@ -35,8 +36,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "auto": ({"kl_coef": "auto"}, {}),
     "full": ({}, {"posterior_kwargs": {"prior_std": 1.0, "covariance": "full"}}),
 }
-#: Environment steps of training
+#: Environment steps of training, of the variants that are not named
 TIMESTEPS = 1_000_000
+TIMESTEPS_OF = {"long": 4_000_000}
 #: Steps after which an agent is saved besides the end, as VARIANT@STEPS-SEED.zip
 SAVED_AT = {"base": (100_000, 300_000)}
 #: What the tables call the agents, in their order; base after the fact is the only one that is not trained
@@ -44,6 +46,7 @@ NAMES = {
     "base": "base: LSTM 128, K = 1, diagonal",
     "base@100000": "base after 100k of its steps",
     "base@300000": "base after 300k of its steps",
+    "long": "base, 4 M steps",
     "hidden16": "LSTM 16",
     "hidden32": "LSTM 32",
     "hidden256": "LSTM 256",
@@ -288,7 +291,7 @@ def draw_steps(results: Results, path: Path) -> None:
         panel.plot(steps, curves.mean(0), style, color=color, linewidth=1.4, label=label)
         panel.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.15, linewidth=0)
 
-    for i, variant in enumerate(("base", "base@100000", "base@300000", "reward-step", "reward-trial")):
+    for i, variant in enumerate(("base", "base@100000", "base@300000", "long", "reward-step", "reward-trial")):
         if variant in results.variants:
             draw(explained, "r2", COLORS[i], NAMES[variant].partition(":")[0], variant=variant)
     draw(losses, "lost", COLORS[0], "lost")
@@ -355,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
     training = commands.add_parser("train", help="train an agent")
     training.add_argument("variant", choices=VARIANTS)
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--timesteps", type=int, default=TIMESTEPS, help="environment steps")
+    training.add_argument("--timesteps", type=int, help="environment steps, instead of the variant's")
     evaluating = commands.add_parser("evaluate", help="evaluate all agents that were trained")
     evaluating.add_argument("--trials", type=int, default=2000, help="half to fit the read-out on, half to score")
     reporting = commands.add_parser("report", help="write tables and figures")
@@ -366,7 +369,8 @@ def main(arguments: list[str] | None = None) -> None:
     th.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     if given.command == "train":
-        train(given.variant, given.seed, given.timesteps, given.out)
+        timesteps = given.timesteps or TIMESTEPS_OF.get(given.variant, TIMESTEPS)
+        train(given.variant, given.seed, timesteps, given.out)
     elif given.command == "evaluate":
         evaluate(given.out, given.trials)
     else:

@@ -39,6 +39,8 @@ from tests.test_balance import conjugate
 from tests.test_not_finite import BrokenEnv
 
 N_STEPS, SEQUENCE_LENGTH = 13, 5
+#: Environments of each of two ranks whose gradient is that of one process with all of them
+N_ENVS = 64
 
 
 def random_envs(n_envs: int, **kwargs: Any) -> VecEnv:
@@ -86,9 +88,9 @@ def gradient(model: LaplaceRecurrentPPO, sequences: np.ndarray) -> dict[str, Any
     return {"grads": grads, "approx_kl": numbers["approx_kl"]}
 
 
-#: Of 16 environments with three sequences each (the first of the three is longer), which are in a minibatch
+#: Which of each rank's sequences are in a minibatch: three of each environment, the first of which is longer
 MINIBATCHES = {
-    "all": (np.arange(24), np.arange(24)),
+    "all": (np.arange(3 * N_ENVS), np.arange(3 * N_ENVS)),
     # As many sequences, 20 steps and 16
     "unequal": (np.array([0, 3, 6, 9]), np.array([1, 2, 4, 5])),
 }
@@ -96,13 +98,13 @@ MINIBATCHES = {
 
 def same_data(folder: Path) -> Any:
     given = pickle.loads((folder / "whole.pkl").read_bytes())
-    model = gradient_model(8)
+    model = gradient_model(N_ENVS)
     distributed.join(model.device)
     model.set_parameters(given["parameters"])
     for term in model.loss_terms:
         term.begin_rollout(model.env)
     rank = distributed.rank()
-    part_of(given["buffer"], model.rollout_buffer, slice(8 * rank, 8 * rank + 8))
+    part_of(given["buffer"], model.rollout_buffer, slice(N_ENVS * rank, N_ENVS * (rank + 1)))
     return {name: gradient(model, ranks[rank]) for name, ranks in MINIBATCHES.items()}
 
 

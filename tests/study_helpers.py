@@ -66,6 +66,8 @@ def pretend_trained(folder: RunFolder, seconds: float = 10.0) -> None:
         "versions": {"a": "1"},
         "commit": None,
     }
+    if folder.run.source is None:
+        agent["peak_memory"] = 500 + folder.run.seed
     write_json(folder.agent_file, agent)
 
 

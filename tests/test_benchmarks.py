@@ -182,3 +182,18 @@ def test_selection_and_targets() -> None:
     assert against_target(2.0, 2.0) == {"target": 2.0, "met": True}
     assert not against_target(2.0, 1.0, at_most=True)["met"]
     assert against_target(2.0, None) == {"target": None, "met": None}
+
+
+def test_the_peer_in_jax_learns_and_is_timed(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    from benchmarks import jax_peer
+
+    peer = jax_peer.Peer(64, jax_peer.Sizes(learn_steps=400_000))
+    assert peer() > 0
+    # A random arm's chance is a fifth, on average
+    assert float(peer.rewards[:10].mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(peer.rewards[-10:].mean()) > 0.24
+    arguments = ["--n-envs", "4", "--learn-steps", "200", "--repeats", "1", "--threads", "1"]
+    (record,) = jax_peer.main([*arguments, "--out", str(tmp_path / "peer.json")])
+    assert record["ratio"] == pytest.approx(record["ours"] / record["peer"])
+    assert json.loads((tmp_path / "peer.json").read_text())["records"] == [record]

@@ -288,6 +288,19 @@ def test_no_verdict_on_short_or_incomplete_trials() -> None:
     assert verdict(conjugate_update(60, 6), "entropy") == NOT_ENOUGH_DATA
 
 
+def test_short_trials_that_are_left_out_are_counted() -> None:
+    trace = conjugate_update()
+    n_trials = len(trace.lengths)
+    assert diagnose(trace).notes == []
+    trace.lengths[:3] = 6
+    diagnosis = diagnose(trace)
+    assert diagnosis.n_trials == n_trials - 3
+    (note,) = diagnosis.notes
+    assert note.startswith(
+        f"Left out: 3 of {n_trials} complete trials, which have fewer than 7 steps. Where it is success"
+    )
+
+
 def test_a_point_posterior_has_only_a_performance() -> None:
     diagnosis = diagnose(make_trace())
     assert {name for name, finding in diagnosis.findings.items() if finding.verdict == NOT_APPLICABLE} == {

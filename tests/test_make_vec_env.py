@@ -183,3 +183,32 @@ def test_make_vec_env_errors() -> None:
         make_vec_env(TASKS[0], env_kwargs={"no_such_argument": 1})
     with pytest.raises(ValueError, match="trial_length"):
         make_vec_env(TASKS[0], env_kwargs={"trial_length": 0})
+
+
+class TalkingEnv(gym.Env):
+    """Tells its mission in words, beside what it sees."""
+
+    observation_space = gym.spaces.Dict({"seen": gym.spaces.Box(-1.0, 1.0, (2,)), "mission": gym.spaces.Text(9)})
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return {"seen": np.zeros(2, np.float32), "mission": "go"}, {}
+
+    def step(self, action: Any) -> Any:
+        return {"seen": np.zeros(2, np.float32), "mission": "go"}, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
+def test_words_are_no_observation(vec_env_cls: Any) -> None:
+    message = (
+        r"observations under 'mission' are of Text\(.*\), which is no array of numbers: leave them out \(gymnasium"
+    )
+    # Of a worker process one sees that it has ended
+    expected: Any = (ValueError, message) if vec_env_cls is DummyVecEnv else ((EOFError, ConnectionResetError), "")
+    with pytest.raises(expected[0], match=expected[1]):
+        make_vec_env(lambda: Trial(TalkingEnv(), 2), vec_env_cls=vec_env_cls)
+    without = lambda: Trial(gym.wrappers.FilterObservation(TalkingEnv(), ["seen"]), 2)  # noqa: E731
+    env = make_vec_env(without, vec_env_cls=vec_env_cls)
+    assert set(env.reset()) == {"seen", "episode_start", "previous_action", "previous_reward"}
+    env.close()

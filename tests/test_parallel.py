@@ -18,6 +18,7 @@ from sb3_laplace.algorithm import distributed
 from sb3_laplace.algorithm.parallel import _interleaved
 from tests.parallel_worker import (
     MINIBATCHES,
+    N_ENVS,
     gradient,
     gradient_model,
     progress_bars,
@@ -65,9 +66,9 @@ def results_of(folder: Path, name: str, n_ranks: int = 2) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[LaplaceRecurrentPPO, Path]:
-    """A rollout of 16 environments, its agent moved on so that ratios are not 1; an agent to go on with."""
+    """A rollout of both ranks' environments, its agent moved on so that ratios are not 1; an agent to go on with."""
     folder = tmp_path_factory.mktemp("parallel")
-    model = gradient_model(16)
+    model = gradient_model(2 * N_ENVS)
     collect(model)
     parameters = model.get_parameters()
     generator = th.Generator().manual_seed(1)
@@ -98,7 +99,7 @@ def test_two_ranks_have_the_gradient_of_one(name: str, whole: tuple[LaplaceRecur
     """On halves of the environments each, also where the minibatches have as many sequences, but not as many steps."""
     model, _ = whole
     first, second = MINIBATCHES[name]
-    n_sequences = 8 * len(model.rollout_buffer.chunk_starts)
+    n_sequences = N_ENVS * len(model.rollout_buffer.chunk_starts)
     expected = gradient(model, np.concatenate([first, second + n_sequences]))
     for found in (result[name] for result in results_of(finished, "same_data")):
         assert found["approx_kl"] == pytest.approx(expected["approx_kl"], rel=1e-4)

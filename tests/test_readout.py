@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_laplace import make_vec_env
-from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder, reported_tasks
+from sb3_laplace.readout import Readout, ReadoutMoments, TaskEncoder, _distinct, reported_tasks
 from sb3_laplace.vec_env import GymnasiumVecEnv
 from sb3_laplace_envs import GridNavigationEnv
 
@@ -171,3 +174,17 @@ def test_functions_are_read_by_what_they_are_linear_in(make: Any) -> None:
 def test_a_descriptor_counts_before_the_task_if_it_is_numbers(descriptor: tuple[Any, Any], counts: bool) -> None:
     env: Any = Reporting(3, 4, task_descriptor=descriptor)
     np.testing.assert_array_equal(reported_tasks(env), np.array(descriptor if counts else (3, 4)))
+
+
+@given(
+    arrays(
+        np.int64,
+        st.tuples(st.integers(1, 30), st.integers(1, 4)),
+        elements=st.integers(-3, 3) | st.sampled_from([-(2**62), 2**62, -(2**31), 2**31]),
+    )
+)
+def test_distinct_choices_are_those_of_numpy(rows: np.ndarray) -> None:
+    """Also where they are too far apart to be numbered."""
+    distinct, index = _distinct(rows)
+    np.testing.assert_array_equal(distinct, np.unique(rows, axis=0))
+    np.testing.assert_array_equal(distinct[index], rows)

@@ -104,6 +104,8 @@ def test_the_other_worker_takes_over_from_the_checkpoint(killed: Any) -> None:
         assert agent["attempts"] == len(folder.attempts())
         assert agent["versions"]["sb3-laplace"]
         assert 0 < agent["seconds"] < PATIENCE
+        # A process with torch in it, in MB
+        assert 50 < agent["peak_memory"] < 50_000
         assert folder.is_finished()
         assert 0.0 <= folder.evaluation("return")["numbers"]["return"] <= 5.0  # type: ignore[index]
 
@@ -285,3 +287,13 @@ def test_submitit_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert main(["study", "run", str(file), "--out", str(tmp_path / "out")]) == 2
     one_line(capsys, r'study run needs submitit: pip install "sb3-laplace\[study\]"')
+
+
+def test_windows_is_told_what_a_study_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for name in [name for name in sys.modules if name.startswith("sb3_laplace.studies")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["study", "status", "somewhere"]) == 2
+    assert "study needs locks of files that Windows does not have" in one_line(capsys)

@@ -56,7 +56,7 @@ def cell_of(one: Any, sign: str = "") -> str:
 
 def test_scores_and_differences(tmp_path: Path) -> None:
     found = tables(collect(make_finished(tmp_path)))
-    assert list(found) == ["scores", "differences", "diagnosis", "belief"]
+    assert list(found) == ["scores", "differences", "diagnosis", "belief", "cost"]
     rows = {(row[1], row[2]): row for row in found["scores"].rows}
     regret = np.array(REGRET["good"])
     expected = [cell_of(estimate(what, [one])) for one in (regret, regret - 1) for what in (mean, interquartile_mean)]
@@ -69,6 +69,15 @@ def test_scores_and_differences(tmp_path: Path) -> None:
     # Less is better: 4 beats all of 5, 7, 9; 6 two; 5 two and ties once
     assert float(differences["good"][5].split()[0]) == pytest.approx((3 + 2 + 2.5) / 9, abs=5e-4)
     assert set(differences) == {"good", "made"}
+
+
+def test_what_training_took(tmp_path: Path) -> None:
+    study = make_finished(tmp_path)
+    for one in study.folders.values():
+        pretend_trained(one, seconds=10.0 + 10.0 * one.run.seed)
+    # 400 steps in 10, 20 and 30 s; the agents of "made" were not trained
+    expected = ["3", "400", "20", "20", "502"]
+    assert tables(collect(study))["cost"].rows == [[BANDIT, name, *expected] for name in ("base", "good")]
 
 
 def test_returns_by_episode(tmp_path: Path) -> None:
@@ -241,4 +250,4 @@ def test_a_study_on_one_environment_has_no_average_over_them(tmp_path: Path) -> 
         pretend_trained(one)
         monitor_nothing(one)
         pretend_evaluated(one, "return", {"return": 1.0, "return_mode": 2.0})
-    assert list(tables(collect(study))) == ["scores"]
+    assert list(tables(collect(study))) == ["scores", "cost"]

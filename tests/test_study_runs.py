@@ -68,6 +68,17 @@ def test_another_configuration_is_another_run() -> None:
     assert after["made", 0] != before["made", 0]
 
 
+def test_all_agents_have_the_first_seed_before_any_has_the_second() -> None:
+    agents = {"one": {"algorithm": "laplace_ppo_lstm"}, "made": {"from": "one", "calibrate": None}}
+    agents |= {"two": {"algorithm": "point_ppo_lstm"}}
+    grid = "sb3_laplace/GridNavigation-v0"
+    spec = parse_spec({"agents": agents, "environments": [BANDIT, grid], "seeds": [5, 3]}, "name")
+    found = [(run.seed, run.env_id, run.agent) for run in resolve(spec)]
+    assert found == [
+        (seed, env, agent) for seed in (5, 3) for env in (BANDIT, grid) for agent in ("one", "made", "two")
+    ]
+
+
 def test_overrides_are_laid_over_the_configuration() -> None:
     agents = {
         "one": {

@@ -142,6 +142,7 @@ def test_what_is_refused(data: Any, message: str) -> None:
     [
         ("seeds: [0", "is no YAML"),
         ("seeds: [0]\nseeds: [1]", "the key 'seeds' is there twice"),
+        ("agents: {a: &a {steps: 1}, b: {<<: *a, steps: 1, steps: 2}}", "the key 'steps' is there twice"),
         (None, "cannot be read: No such file"),
     ],
 )
@@ -162,6 +163,25 @@ def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     assert spec.steps == 2000
     arguments = {"kl_coef": 1e-4, "learning_rate": "lin_1e-3"}
     assert spec.agents["laplace_ppo_lstm"] == Agent("laplace_ppo_lstm", arguments=arguments)
+
+
+def test_mappings_are_merged_as_yaml_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "study.yml"
+    path.write_text(
+        f"""agents:
+  a: &a {{algorithm: laplace_ppo_lstm, steps: 100}}
+  b: &b {{<<: *a, steps: 200}}
+  c: {{<<: *b, algorithm: point_ppo_lstm}}
+environments: [{BANDIT}]
+seeds: [0]
+"""
+    )
+    agents = read_spec(path).agents
+    assert {name: (agent.algorithm, agent.steps) for name, agent in agents.items()} == {
+        "a": ("laplace_ppo_lstm", 100),
+        "b": ("laplace_ppo_lstm", 200),
+        "c": ("point_ppo_lstm", 200),
+    }
 
 
 def test_the_example_in_the_documentation(tmp_path: Path) -> None:

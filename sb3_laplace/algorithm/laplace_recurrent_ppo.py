@@ -406,7 +406,20 @@ class LaplaceRecurrentPPO(SavedPPO):
         progress_bar: bool = False,
         use_masking: bool | None = None,
     ) -> SelfLaplaceRecurrentPPO:
-        """As RecurrentPPO's. For ``use_masking`` see :class:`~sb3_laplace.algorithm.masking.MaskedPPO`."""
+        """Train, as RecurrentPPO's ``learn`` does.
+
+        :param total_timesteps: number of steps to train for, those of all environments (and processes) counted; the
+            last rollout is played to its end
+        :param callback: what is called at every step, one or a list of them
+        :param log_interval: number of rollouts between two logs
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: count steps from 0; False goes on where the last call has ended
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :param use_masking: None masks actions where environments have a method ``action_masks()`` and their actions are
+            discrete, True insists on masks, False ignores them. It is saved with the model.
+        :return: the model itself
+        :raises ValueError: if ``use_masking`` is something else, or True where there are no masks
+        """
         self.set_masking(use_masking)
         if self.env is not None and distributed.rank() == 0:
             warn_of_cut_trials(self.env, self.n_steps)

@@ -73,9 +73,9 @@ class SavedPPO(ParallelRollouts):
         exact_match: bool = True,
         device: th.device | str = "auto",
     ) -> None:
-        """SB3's; an agent saved without a reward decoder keeps the one that it has been given since.
+        """As SB3's; an agent saved without a reward decoder keeps the one that it has been given since.
 
-        :param load_path_or_dict: path of a zip, or parameters by name as :meth:`get_parameters` returns them
+        :param load_path_or_dict: path of a zip, or parameters by name as ``get_parameters`` returns them
         :param exact_match: whether the parameters must be all of the model's
         :param device: device on which the code should run
         """
@@ -94,7 +94,7 @@ class SavedPPO(ParallelRollouts):
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
-        """SB3's, with the settings in a form that ``load(weights_only=True)`` reads.
+        """Save the model as SB3 does, with the settings also in a form that ``load(weights_only=True)`` reads.
 
         A zip appears whole or not at all, also where several processes write the same one.
 

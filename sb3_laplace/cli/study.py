@@ -71,6 +71,9 @@ def _with_packages(action: Callable[[argparse.Namespace], int]) -> Callable[[arg
             return action(options)
         except ModuleNotFoundError as error:
             package = str(error.name).split(".")[0]
+            if package == "fcntl":
+                message = "study needs locks of files that Windows does not have: run it under Linux, macOS or WSL"
+                raise InputError(message) from error
             if package not in ("matplotlib", "rl_zoo3", "submitit", "yaml"):
                 raise
             raise InputError(f'study needs {package}: pip install "sb3-laplace[study]"') from error

@@ -44,8 +44,8 @@ CORES: dict[str, type[Core]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "mingru": 
 def core_class(rnn_type: Any) -> type[Core]:
     """The class that ``rnn_type`` asks for.
 
-    :param rnn_type: a name, a :class:`Core` class, or a subclass of torch's LSTM, GRU or RNN that changes nothing of
-        what its module computes (its initialisation, say)
+    :param rnn_type: a name, a :class:`~sb3_laplace.Core` class, or a subclass of torch's LSTM, GRU or RNN that
+        changes nothing of what its module computes (its initialisation, say)
     :raises ValueError: if it is none of these
     """
     if isinstance(rnn_type, str) and rnn_type in CORES:

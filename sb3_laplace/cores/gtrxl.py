@@ -163,7 +163,7 @@ class Block(nn.Module):
 class GTrXL(Core):
     """The gated transformer-XL (Parisotto et al. 2020, "Stabilizing Transformers for Reinforcement Learning").
 
-    A linear map of the features goes through ``num_layers`` blocks, :class:`Block`; the last one's output is h_t. In a
+    A linear map of the features goes through ``num_layers`` blocks; the last one's output is h_t. In a
     block step t attends to itself and to at most ``memory_length`` steps of its episode before it: to what entered the
     same block then. So h_t depends on at most ``num_layers * memory_length`` steps before t, and the state is as large
     as it ever gets from the beginning. Positions are relative (Transformer-XL's): nothing depends on the time.

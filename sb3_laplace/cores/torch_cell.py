@@ -100,7 +100,10 @@ class TorchCell(Core, nn.RNNBase):
 
     @th.no_grad()
     def jacobian(self, inputs: th.Tensor, state: CoreState) -> GateSumJacobian:
-        """In closed form: that of the top layer's cell, its input held fixed, see :meth:`Core.jacobian`."""
+        """In closed form: that of the top layer's cell, its input held fixed.
+
+        See :meth:`~sb3_laplace.Core.jacobian`.
+        """
         top = tuple(part[-1] for part in state)
         if inputs.dim() > top[0].dim():
             top = tuple(part.unsqueeze(1) for part in top)

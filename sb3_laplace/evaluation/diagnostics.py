@@ -12,7 +12,15 @@ import numpy as np
 from sb3_laplace.checks import check_integer
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.constancy import constancy
-from sb3_laplace.evaluation.findings import MIN_TRIALS, MORE_TRIALS, NOT_APPLICABLE, UNDECIDED, Finding, Trials
+from sb3_laplace.evaluation.findings import (
+    MIN_STEPS,
+    MIN_TRIALS,
+    MORE_TRIALS,
+    NOT_APPLICABLE,
+    UNDECIDED,
+    Finding,
+    Trials,
+)
 from sb3_laplace.evaluation.overconfidence import judge_overconfidence
 from sb3_laplace.evaluation.traces import PosteriorTrace
 from sb3_laplace.posteriors import LaplacePosterior
@@ -83,17 +91,22 @@ def diagnose(
 ) -> Diagnosis:
     """Judge an agent's posterior by what it did in a trace.
 
-    Each question has a function whose docstring defines its verdicts: :func:`judge_performance`,
-    :func:`judge_episodes` (where trials have several), :func:`judge_entropy`, :func:`judge_consistency`,
-    :func:`judge_overconfidence` and :func:`judge_policy_calibration`. Confidence intervals come from a bootstrap over
-    trials, which are independent (the steps of one are not); :mod:`sb3_laplace.evaluation.bootstrap` says how often
-    they hold the truth. Only complete trials of at least :data:`MIN_STEPS` steps count, and there is no verdict on
-    fewer than :data:`MIN_TRIALS`. The first step of a trial, before which nothing was observed, is left out, and so is
-    every other at which the agent's memory starts afresh (a life lost): there q_{t-1} is the prior, whose mean is no
-    estimate. The early part of a trial is the first third of the steps after the first, the late part the last third.
-    Overconfidence is judged in the linear read-out of the task where the trace has one, and its finding says so. A
-    Laplace posterior whose precision grows by less than 1% within a trial is said to be nearly constant
-    (:func:`~sb3_laplace.evaluation.constancy.constancy`).
+    Each question has a function whose docstring defines its verdicts:
+    :func:`~sb3_laplace.evaluation.diagnostics.judge_performance`,
+    :func:`~sb3_laplace.evaluation.diagnostics.judge_episodes` (where trials have several),
+    :func:`~sb3_laplace.evaluation.diagnostics.judge_entropy`,
+    :func:`~sb3_laplace.evaluation.diagnostics.judge_consistency`,
+    :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence` and
+    :func:`~sb3_laplace.evaluation.diagnostics.judge_policy_calibration`. Confidence intervals come from a bootstrap
+    over trials, which are independent (the steps of one are not); :mod:`sb3_laplace.evaluation.bootstrap` says how
+    often they hold the truth. Only complete trials of at least 7 steps count
+    (:data:`~sb3_laplace.evaluation.findings.MIN_STEPS`), and there is no verdict on fewer than 30
+    (:data:`~sb3_laplace.evaluation.findings.MIN_TRIALS`). The first step of a trial, before which nothing was
+    observed, is left out, and so is every other at which the agent's memory starts afresh (a life lost): there q_{t-1}
+    is the prior, whose mean is no estimate. The early part of a trial is the first third of the steps after the first,
+    the late part the last third. Overconfidence is judged in the linear read-out of the task where the trace has one,
+    and its finding says so. A Laplace posterior whose precision grows by less than 1% within a trial is said to be
+    nearly constant (:func:`~sb3_laplace.evaluation.constancy.constancy`).
 
     :param trace: the trace
     :param n_bootstrap: number of bootstrap resamples
@@ -118,6 +131,18 @@ def diagnose(
 
 
 def _notes(data: Trials) -> list[str]:
+    """What a reader of the verdicts has to know besides."""
+    notes = _constancy(data)
+    if data.n_short:
+        notes.append(
+            f"Left out: {data.n_short} of {data.n_trials + data.n_short} complete trials, which have fewer than "
+            f"{MIN_STEPS} steps. Where it is success (or failure) that ends a trial early, the returns above are of "
+            "those that went on."
+        )
+    return notes
+
+
+def _constancy(data: Trials) -> list[str]:
     """What is said of a Laplace posterior that hardly learns. (One that is normalized has a precision that need not
     grow, others claim nothing, or another thing.)"""
     trace = data.trace
@@ -210,7 +235,7 @@ def judge_entropy(data: Trials) -> Finding:
     - *not applicable*: the posterior has no entropy (a point)
 
     A Markov posterior's entropy falls by construction: whether it *should* is the question of
-    :func:`judge_overconfidence`.
+    :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence`.
     """
     question = "Does entropy fall?"
     if not data.enough:

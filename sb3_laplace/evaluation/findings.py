@@ -7,8 +7,9 @@ import numpy as np
 from sb3_laplace.evaluation.bootstrap import Bootstrap, Estimate
 from sb3_laplace.evaluation.traces import PosteriorTrace
 
-#: Fewest complete trials that a verdict is given on, and fewest steps of a trial to have an early and a late part
+#: Fewest complete trials that a verdict is given on
 MIN_TRIALS = 30
+#: Fewest steps of a trial that has an early and a late part
 MIN_STEPS = 7
 #: The verdict where there are too few trials, or too short ones
 NOT_ENOUGH_DATA = "not enough data"
@@ -45,6 +46,8 @@ class Trials:
         self.trace = trace
         self._chosen = trace.complete & (trace.lengths >= MIN_STEPS)
         self.n_trials = int(self._chosen.sum())
+        #: Complete trials that are left out because they are short
+        self.n_short = int(trace.complete.sum()) - self.n_trials
         self.enough = self.n_trials >= MIN_TRIALS
         self._lengths = trace.lengths[self._chosen, None]
         self.bootstrap = bootstrap

@@ -45,10 +45,11 @@ def judge_overconfidence(data: Trials) -> Finding:
 
     A hidden state also holds what is no task, as the position of a robot: that part moves forever and is no belief.
     So the question is about the read-out (``space`` is "task") wherever the trace has one, see
-    :class:`~sb3_laplace.evaluation.task_moves.TaskMoves`, of at least :data:`MIN_TRIALS` trials. Elsewhere (``space``
-    is "latent") it is about all of the latent, in its own units:
-    ``d_t = (m_t - m_{t-1})^T Lambda_{t-1} (m_t - m_{t-1}) / D`` and ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D``. There
-    the ratio says nothing about the belief about a task, and the verdicts are others.
+    :class:`~sb3_laplace.evaluation.task_moves.TaskMoves`, of at least 30 trials
+    (:data:`~sb3_laplace.evaluation.findings.MIN_TRIALS`). Elsewhere (``space`` is "latent") it is about all of the
+    latent, in its own units: ``d_t = (m_t - m_{t-1})^T Lambda_{t-1} (m_t - m_{t-1}) / D`` and
+    ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D``. There the ratio says nothing about the belief about a task, and the
+    verdicts are others.
 
     ``moved_to_claimed`` is the ratio over all steps but the first, ``_early``, ``_middle`` and ``_late`` over the
     thirds of a trial. Where these have other verdicts than the whole, the meaning says which.

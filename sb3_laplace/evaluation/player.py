@@ -99,7 +99,7 @@ class Player:
     the training environment cannot be played.
 
     :param model: the agent
-    :param env: an environment that fits it, see :func:`player_env`
+    :param env: an environment that fits it, a ``VecEnv``
     :param n_trials: number of trials
     :param act: how the agent acts; by default as in training, on draws from its posterior
     :param asks_tasks: whether the environments are asked for their tasks before every step

@@ -65,7 +65,7 @@ def evaluate_regression(
     its action distributions, in the units of y. The trial itself goes on with its own query.
 
     The same functions, pairs and test inputs are predicted by
-    :func:`~sb3_laplace_envs.oracles.linear_regression.bayesian_linear_regression`, with standard deviations of at least
+    :func:`~sb3_laplace_envs.oracles.bayesian_linear_regression`, with standard deviations of at least
     0.05.
     By default that is half a million predictions, each with a posterior of its own: with an LSTM of 128 units and a
     full covariance of 64 about a minute and a half on one core, with a point a few seconds. A posterior that

@@ -55,7 +55,7 @@ class PosteriorTrace:
     """What an agent's posterior did in n_trials trials of up to T steps.
 
     Every array of steps has shape (n_trials, T), rewards and metrics in float64 and all others in float32. Beyond
-    :attr:`lengths`, which say where a trial ends, arrays hold NaN; so do those within it whose quantity does not exist
+    ``lengths``, which say where a trial ends, arrays hold NaN; so do those within it whose quantity does not exist
     (a point posterior has no entropy). q_t is the posterior after the observation that step t acts on, m_t its mean,
     Sigma_t its covariance, Lambda_t its precision; q_{t-1} is the prior at an episode's first step.
 
@@ -69,7 +69,7 @@ class PosteriorTrace:
     :param kl_mean: mean part of KL(q_t || q_{t-1}), half the squared Mahalanobis distance of the means, in nats
     :param kl_covariance: covariance part of KL(q_t || q_{t-1}), in nats
     :param mean_step: Euclidean length of m_t - m_{t-1}
-    :param expected_move: ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D``, the expectation of :attr:`move` if the
+    :param expected_move: ``e_t = 1 - tr(Lambda_{t-1} Sigma_t) / D``, the expectation of ``move`` if the
         posterior is right
     :param jacobian_norm: Frobenius norm of J_t, the Jacobian of the latent mean
     :param action_entropy: entropy of the distribution that the action came from, in nats (minus its
@@ -90,17 +90,17 @@ class PosteriorTrace:
     :param returns: undiscounted return of each trial (of one cut short, so far), shape (n_trials,), float64; by
         default the sums of the rewards
     :param episode_lengths: number of steps of each trial as Monitor counts them, which wrappers above it may not
-        show to the agent, shape (n_trials,); by default :attr:`lengths`
+        show to the agent, shape (n_trials,); by default ``lengths``
     :param episode_start: 1 where the agent's memory started afresh: at each trial's first step, and after an end that
         a wrapper above Monitor made up (a life lost); by default at the first steps only
     :param returns_by_episode: return of each episode within a trial where the environment plays several
         (:class:`~sb3_laplace_envs.Trial`), shape (n_trials, n_episodes), float64; NaN where there was none, and for one
-        that the trial's end cut short. By default trials are episodes: :attr:`returns`, (n_trials, 1).
+        that the trial's end cut short. By default trials are episodes: ``returns``, (n_trials, 1).
     :param task_move: where the environment reports its task, ``|B (m_t - m_{t-1})|^2`` over the total variance of the
         tasks, with the linear read-out ``B m + b`` of :mod:`sb3_laplace.readout`: how far the expected task moves. NaN
         where memory starts afresh; everywhere without a read-out, or (by default) in a trace of before there were any;
         and in trials that were forgotten (:class:`~sb3_laplace.evaluation.task_moves.TaskMoves`)
-    :param task_expected_move: ``tr B (Sigma_{t-1} - Sigma_t) B^T`` over the same, the expectation of :attr:`task_move`
+    :param task_expected_move: ``tr B (Sigma_{t-1} - Sigma_t) B^T`` over the same, the expectation of ``task_move``
         if the posterior is right
     """
 

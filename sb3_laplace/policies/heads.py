@@ -102,8 +102,8 @@ class HeadsPolicy(LatentPolicy):
 
         :param obs: observations of N environments
         :param latents: shape (K, N, D)
-        :param hidden: hidden states after the observations, shape (N, H), see :attr:`PolicyStep.hidden
-            <sb3_laplace.policies.types.PolicyStep>`
+        :param hidden: hidden states after the observations, shape (N, H), ``hidden`` of a
+            :class:`~sb3_laplace.policies.types.PolicyStep`
         :param action_masks: True for what is allowed, shape (N, n); None if all is
         :return: the mixture over the K latents
         """

@@ -32,8 +32,9 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
     :param latent_dim: number of latent units D, linear in the hidden state; None for the identity latent (D = H).
         "auto" is at most 64 units, and the identity for a point, which has no width to be in proportion to.
     :param posterior: "laplace", "point" (RL^2), "constant_variance", "variational" (VRNN), or a
-        :class:`~sb3_laplace.posteriors.LatentPosterior` class
-    :param posterior_kwargs: keywords of the posterior's class, see :mod:`sb3_laplace.posteriors`
+        :class:`~sb3_laplace.LatentPosterior` class
+    :param posterior_kwargs: keywords of the posterior's class, for Laplace those of
+        :class:`~sb3_laplace.LaplacePosterior`
     :param n_posterior_samples: number of latents K drawn at each step; the policy is the mixture of the K
         action distributions and the value their mean. 0 acts on the posterior's mean.
     :param head_inputs: what the heads read beside the latent: any of "hidden" (the LSTM's output) and
@@ -45,6 +46,9 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         RecurrentPPO does
     :param state_dependent_std: of Gaussian actions, learn the standard deviation as a function of what the heads read,
         not one number for all steps. It starts from ``log_std_init`` everywhere; its logarithm is kept in [-20, 2].
+    :param lstm_hidden_size: number of hidden units H, of the actor's core and of the critic's
+    :param n_lstm_layers: number of layers of each
+    :param lstm_kwargs: further keywords of their class
     :param rnn_type: what it remembers with: "lstm", "gru", "rnn" (tanh), "mingru", "gtrxl" (attention, see
         :class:`~sb3_laplace.cores.GTrXL`) or a :class:`~sb3_laplace.Core` class. The keywords that name an LSTM
         (``lstm_hidden_size``, ``n_lstm_layers``, ``lstm_kwargs``, ``shared_lstm``, ``enable_critic_lstm``) hold for
@@ -70,7 +74,7 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
         :param episode_starts: 1 where an episode starts, shape (N,)
         :param deterministic: act on the posterior's mean and take the mode
         :param action_masks: True for the actions that are allowed, in sb3-contrib's order, shape (N, n); None if all
-            are. They are taken as they are: :func:`~sb3_laplace.checks.check_action_masks` checks them.
+            are. They are taken as they are, :meth:`predict` checks them.
         """
         pi_features, vf_features = self._features(obs)
         hidden, step, pi_state = self._advance(pi_features, self._actor_state(states.pi), episode_starts)
@@ -101,6 +105,10 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, RecurrentStates]:
         """RecurrentPPO's interface: actions, values, log-probabilities and the new states.
 
+        :param obs: observations of N environments
+        :param lstm_states: recurrent states, see :meth:`initial_states`
+        :param episode_starts: 1 where an episode starts, shape (N,)
+        :param deterministic: act on the posterior's mean and take the mode
         :raises ValueError: if the states are RecurrentPPO's, which have no room for the posterior
         """
         if not isinstance(lstm_states, RecurrentStates):
@@ -212,7 +220,11 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """RecurrentPPO's interface: values, log-probabilities and entropy at the posterior's mean.
 
-        A state without the posterior's own part, as RecurrentPPO's, is one whose posterior is the prior.
+        :param obs: observations, sequence by sequence
+        :param actions: the actions taken, likewise
+        :param lstm_states: recurrent states before the first step of each sequence; without the posterior's own part,
+            as RecurrentPPO's, they are ones whose posterior is the prior
+        :param episode_starts: 1 where an episode starts
         """
         states = RecurrentStates(self._actor_state(lstm_states.pi), self._critic_state(lstm_states.vf))
         return self.evaluate_sequences(obs, actions, self.sequence_states(states), episode_starts)[:3]
@@ -268,14 +280,20 @@ class LaplaceLstmPolicy(RewardPredictionPolicy):
 
 
 class LaplaceCnnLstmPolicy(LaplaceLstmPolicy):
-    """:class:`LaplaceLstmPolicy` for images: the features extractor is SB3's NatureCNN by default."""
+    """:class:`LaplaceLstmPolicy` for images, with all of its keywords.
+
+    :param features_extractor_class: the features extractor, by default SB3's NatureCNN
+    """
 
     def __init__(self, *args: Any, features_extractor_class: type = NatureCNN, **kwargs: Any) -> None:
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
 
 
 class LaplaceMultiInputLstmPolicy(LaplaceLstmPolicy):
-    """:class:`LaplaceLstmPolicy` for Dict observations: SB3's CombinedExtractor by default."""
+    """:class:`LaplaceLstmPolicy` for Dict observations, with all of its keywords.
+
+    :param features_extractor_class: the features extractor, by default SB3's CombinedExtractor
+    """
 
     def __init__(self, *args: Any, features_extractor_class: type = CombinedExtractor, **kwargs: Any) -> None:
         super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

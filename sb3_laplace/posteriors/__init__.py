@@ -51,7 +51,7 @@ def make_posterior(
 ) -> LatentPosterior:
     """Build the latent layer that ``policy_kwargs`` ask for.
 
-    :param posterior: a name, or a subclass of :class:`LatentPosterior`
+    :param posterior: a name, or a subclass of :class:`~sb3_laplace.LatentPosterior`
     :param hidden_size: number of hidden units H
     :param input_size: number of inputs F that the core's Jacobian takes
     :param latent_dim: number of latent units D, None for the identity; "auto" is at most 64, and the identity for a

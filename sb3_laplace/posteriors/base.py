@@ -31,7 +31,8 @@ class StepInputs(NamedTuple):
     """What a rollout knows of one time step of N environments.
 
     :param core: the actor's memory
-    :param inputs: what its Jacobian takes beside the state, see :meth:`Core.jacobian_inputs`, shape (N, F)
+    :param inputs: what its Jacobian takes beside the state, see :meth:`~sb3_laplace.Core.jacobian_inputs`, shape
+        (N, F)
     :param previous_hidden: hidden states before the step, zero at an episode's start, shape (N, H)
     :param hidden: hidden states after the step, shape (N, H)
     :param core_state: the core's state after the step
@@ -90,11 +91,13 @@ class SequenceInputs(NamedTuple):
 
     :param hidden: hidden states under the current weights, shape (S, T, H)
     :param initial_hidden: the same before the first step, shape (S, H)
-    :param initial_state: what :meth:`LatentPosterior.sequence_state` kept before the first step, each (S, ...)
+    :param initial_state: what :meth:`~sb3_laplace.LatentPosterior.sequence_state` kept before the first step, each
+        (S, ...)
     :param episode_starts: 1 where an episode starts, shape (S, T)
     :param noise: noise of the rollout, shape (K, S, T, D), or None to stay at the mean
-    :param memory: what :meth:`LatentPosterior.memory` kept of the steps, by name; of each name a list of the S
-        sequences, each of shape (T, ...), or shorter where a sequence is padded. Empty unless the KL is asked for.
+    :param memory: what :meth:`~sb3_laplace.LatentPosterior.memory` kept of the steps, by name; of each name a list of
+        the S sequences, each of shape (T, ...), or shorter where a sequence is padded. Empty unless the KL is asked
+        for.
     """
 
     hidden: th.Tensor
@@ -113,7 +116,8 @@ class LatentPosterior(nn.Module, ABC):
     hidden state alone, this class for one with a memory of its own.
 
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
+    :param input_size: number of inputs F that the core's Jacobian takes, see
+        :meth:`~sb3_laplace.Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity (D = H)
     :param prior_std: standard deviation of the prior q_0 = N(prior_mean, diag(prior_std^2)), a number or one for each
         latent unit. None is 1 for a projection, which can make its means as large as the noise demands (the paper's
@@ -192,7 +196,10 @@ class LatentPosterior(nn.Module, ABC):
         return hidden if self.mean_net is None else self.mean_net(hidden)
 
     def prior(self, n_envs: int) -> Gaussian:
-        """The prior q_0 = N(prior_mean, diag(prior_std^2)), a batch of n_envs, of the posterior's own structure."""
+        """The prior q_0 = N(prior_mean, diag(prior_std^2)), a batch of n_envs, of the posterior's own structure.
+
+        :param n_envs: number of environments
+        """
         return DiagonalGaussian(self.prior_mean.expand(n_envs, -1), self.prior_precision.expand(n_envs, -1))
 
     # -- acting -----------------------------------------------------------------------------------------
@@ -249,11 +256,17 @@ class LatentPosterior(nn.Module, ABC):
     # -- updating ---------------------------------------------------------------------------------------
 
     def sequence_state(self, state: PosteriorState) -> PosteriorState:
-        """What of the own state an update needs before the first step of a sequence, each (N, ...)."""
+        """What of the own state an update needs before the first step of a sequence, each (N, ...).
+
+        :param state: own state of N environments
+        """
         return ()
 
     def memory(self, step: PosteriorStep) -> dict[str, th.Tensor]:
-        """What the KL penalty of :meth:`replay` needs to remember of a step, by name, each of shape (N, ...)."""
+        """What the KL penalty of :meth:`replay` needs to remember of a step, by name, each of shape (N, ...).
+
+        :param step: what :meth:`step` returned
+        """
         return {}
 
     @abstractmethod

@@ -138,7 +138,11 @@ class Gaussian(ABC):
         return KLParts(0.5 * other.mahalanobis(self.mean - other.mean), 0.5 * shape.clamp(min=0.0))
 
     def kl(self, other: "Gaussian") -> th.Tensor:
-        """KL(self || other) in nats, shape (...,). See :meth:`kl_parts`."""
+        """KL(self || other) in nats, shape (...,), the sum of :meth:`kl_parts`.
+
+        :param other: Gaussians of the same structure and shape
+        :raises TypeError: if the other Gaussian has another covariance structure
+        """
         parts = self.kl_parts(other)
         return parts.mean + parts.covariance
 

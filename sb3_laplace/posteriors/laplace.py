@@ -58,7 +58,8 @@ class LaplacePosterior(LatentPosterior):
     anew at every step: with ``window=None`` the time of a step and the memory (N t F floats) grow as O(t).
 
     :param hidden_size: number of hidden units H
-    :param input_size: number of inputs F that the core's Jacobian takes, see :meth:`Core.jacobian_input_size`
+    :param input_size: number of inputs F that the core's Jacobian takes, see
+        :meth:`~sb3_laplace.Core.jacobian_input_size`
     :param latent_dim: number of latent units D, None for the identity
     :param prior_std: standard deviation of the prior, a number or one for each latent unit; None is 1, with the
         identity 0.02

@@ -154,7 +154,7 @@ def _mode(distribution: Distribution) -> th.Tensor:
 
 
 def _jacobian(core: Core, features: th.Tensor, state: CoreState) -> th.Tensor:
-    """``dh'/dh`` as :meth:`Core.jacobian` has it, as a matrix, shape (N, H, H)."""
+    """``dh'/dh`` as :meth:`~sb3_laplace.Core.jacobian` has it, as a matrix, shape (N, H, H)."""
     inputs = core.jacobian_inputs(features, state)
     if isinstance(core, LSTM):
         weights = core.weights_of_layer(-1)

@@ -94,7 +94,7 @@ class Worker:
 
 def _evaluate(study: Study, folder: RunFolder, lock: int) -> None:
     log = folder.path / "evaluations.log"
-    code = call("sb3_laplace.studies.evaluate", [str(study.path), folder.run.name], log, lock)
+    code, _ = call("sb3_laplace.studies.evaluate", [str(study.path), folder.run.name], log, lock)
     if code != 0:
         missing = folder.missing_evaluations() if folder.agent is not None else ["making the agent"]
         ended = f"exit code {code}" if code > 0 else f"killed by signal {-code}"

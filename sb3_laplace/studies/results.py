@@ -29,7 +29,8 @@ def collect(study: Study) -> dict[str, Any]:
     :param study: the study
     :return: ``format``, ``study``, ``baseline``, ``agents`` (names), ``environments`` (``metric``, ``sign`` and
         ``reference`` by id), ``evaluations`` (settings by name), ``runs`` (each ``agent``, ``environment``, ``seed``,
-        ``steps``, ``seconds`` of training and ``numbers`` by evaluation), ``n_runs`` (the unfinished included),
+        ``steps``, ``seconds`` of training, ``peak_memory`` in MB (None if it was not trained) and ``numbers`` by
+        evaluation), ``n_runs`` (the unfinished included),
         ``curves`` (by environment and agent: ``steps``, ``mean``, ``low``, ``high`` of the return of training
         episodes), ``versions`` and ``commits``
     :raises InputError: if no run is finished
@@ -126,6 +127,7 @@ def _run(folder: RunFolder, agent: dict[str, Any]) -> dict[str, Any]:
         "seed": run.seed,
         "steps": agent["steps"],
         "seconds": agent["seconds"],
+        "peak_memory": agent.get("peak_memory"),
         "numbers": numbers,
     }
 

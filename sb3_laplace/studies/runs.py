@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +63,26 @@ class Run:
 def resolve(spec: Spec) -> list[Run]:
     """All runs of a study, each trained one directly before those that are made from its agent.
 
+    All agents are compared with the first seed before there is a second, so that a study that is not finished says
+    something too.
+
     :param spec: the study
     :raises InputError: if there are no hyperparameters for an agent on an environment
     """
+    trained_rows = {row: agent for row, agent in spec.agents.items() if agent.source is None}
+    configurations = {
+        (row, env_id): _configuration(spec, row, agent, env_id)
+        for row, agent in trained_rows.items()
+        for env_id in spec.environments
+    }
     runs = []
-    for row, agent in spec.agents.items():
-        if agent.source is not None:
-            continue
-        derived = {name: other for name, other in spec.agents.items() if other.source == row}
-        for env_id in spec.environments:
-            configuration = _configuration(spec, row, agent, env_id)
-            for seed in spec.seeds:
-                trained = Run(row, env_id, seed, {**configuration, "seed": seed})
-                runs.append(trained)
-                for name, other in derived.items():
-                    made = {"from": trained.configuration, "convert": other.convert, "calibrate": other.calibrate}
-                    runs.append(Run(name, env_id, seed, made, trained.name))
+    for seed, env_id, row in product(spec.seeds, spec.environments, trained_rows):
+        trained = Run(row, env_id, seed, {**configurations[row, env_id], "seed": seed})
+        runs.append(trained)
+        for name, other in spec.agents.items():
+            if other.source == row:
+                made = {"from": trained.configuration, "convert": other.convert, "calibrate": other.calibrate}
+                runs.append(Run(name, env_id, seed, made, trained.name))
     return runs
 
 

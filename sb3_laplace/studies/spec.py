@@ -110,12 +110,16 @@ class Spec:
 class _Loader(yaml.SafeLoader):
     """YAML whose numbers are those of YAML 1.2 (1e6 is one), and whose keys are not repeated."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        # Before another mapping is merged into it (<<), whose keys it may replace
+        keys = [(key.tag, key.value) for key, _ in node.value]
         for i, key in enumerate(keys):
             if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key[1]!r} is there twice", node.start_mark
+                )
+        return node
 
 
 _Loader.add_implicit_resolver(

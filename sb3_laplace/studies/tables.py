@@ -54,6 +54,7 @@ _TITLES = {
     "belief": "Beside the exact belief",
     "regression": "Predictions of functions",
     "posthoc": "A posterior put on afterwards",
+    "cost": "What training took",
 }
 # How actions are chosen, and what the names of the numbers end with
 _MODES = {"sampled": "", "mode": "_mode"}
@@ -93,6 +94,7 @@ def tables(results: dict[str, Any]) -> dict[str, Table]:
     }
     for name, columns in _EVALUATIONS.items():
         found[name] = _evaluation(results, name, columns)
+    found["cost"] = _cost(results)
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -251,6 +253,24 @@ def _evaluation(results: dict[str, Any], name: str, columns: Sequence[tuple[str,
                 rows.append([env_id, agent, str(max(one.size for one in found)), *cells])
     note = "Means over seeds; - where an agent has no such number (a point has no width)."
     return Table(_TITLES[name], note, ["environment", "agent", "seeds", *(title for title, _ in columns)], rows)
+
+
+def _cost(results: dict[str, Any]) -> Table:
+    rows = []
+    for env_id in results["environments"]:
+        for agent in results["agents"]:
+            runs = [run for run in results["runs"] if (run["agent"], run["environment"]) == (agent, env_id)]
+            # What was made from another row's agents was not trained, and has no memory of its own
+            runs = [run for run in runs if run.get("peak_memory")]
+            if runs:
+                steps = sum(run["steps"] for run in runs)
+                seconds = sum(run["seconds"] for run in runs)
+                memory = max(run["peak_memory"] for run in runs)
+                numbers = (steps / len(runs), seconds / len(runs), steps / seconds, memory)
+                rows.append([env_id, agent, str(len(runs)), *(f"{number:,.0f}" for number in numbers)])
+    head = ["environment", "agent", "seeds", "steps", "seconds", "steps a second", "peak memory, MB"]
+    note = "Means over seeds, of the memory the most: whole processes with one thread, beside what else ran there."
+    return Table(_TITLES["cost"], note, head, rows)
 
 
 def _array(by_seed: dict[int, float]) -> np.ndarray:

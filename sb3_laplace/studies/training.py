@@ -7,7 +7,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_sb3 import EnvironmentName
 
@@ -23,7 +23,20 @@ START_FILE = "start.json"
 _N_CHECKPOINTS = 20
 # Lines of a log that are shown of a failure
 _N_LINES = 12
+# The unit of ru_maxrss
+_BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+class Ended(NamedTuple):
+    """How a process has ended.
+
+    :param code: its exit code, negative if a signal ended it
+    :param peak_memory: the most memory that it had at a time (resident), in MB
+    """
+
+    code: int
+    peak_memory: float
 
 
 class RunError(Exception):
@@ -60,7 +73,7 @@ def train(folder: RunFolder, lock: int) -> None:
     config = config_file(folder)
     write_hyperparams(config, run.env_id, run.configuration["hyperparams"])
     log = attempt / "train.log"
-    code = call("sb3_laplace", _arguments(folder, attempt, config, checkpoint), log, lock)
+    code, peak_memory = call("sb3_laplace", _arguments(folder, attempt, config, checkpoint), log, lock)
     if code != 0:
         raise RunError(f"training {_ended(code)}", log)
     model = _zoo_folder(attempt, run) / f"{_file_name(run)}.zip"
@@ -75,19 +88,20 @@ def train(folder: RunFolder, lock: int) -> None:
         "steps": steps,
         "seconds": round(sum(_seconds(one) for one in folder.attempts()), 1),
         "attempts": len(attempts) + 1,
+        "peak_memory": round(peak_memory),
         **provenance(),
     }
     write_json(folder.agent_file, agent)
 
 
-def call(module: str, arguments: list[str], log: Path, lock: int) -> int:
+def call(module: str, arguments: list[str], log: Path, lock: int) -> Ended:
     """Run a module in a process that lives no longer than this one, with one thread.
 
     :param module: the module
     :param arguments: of its command line
     :param log: file that its output is added to
     :param lock: descriptor of the run's lock, which it holds too
-    :return: its exit code, negative if a signal ended it
+    :return: how it has ended
     """
     lifeline, ours = os.pipe()
     command = [sys.executable, "-m", "sb3_laplace.studies.child", str(lifeline), module, *arguments]
@@ -104,7 +118,10 @@ def call(module: str, arguments: list[str], log: Path, lock: int) -> int:
                 start_new_session=True,
             )
         try:
-            return process.wait()
+            # As process.wait() does, which does not tell what the process has used
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return Ended(process.returncode, usage.ru_maxrss * _BYTES_OF_MAXRSS / 1e6)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -287,6 +287,9 @@ class GymnasiumVecEnv(VecEnv):
         one, where a sequence of length num_envs has an entry for each, and anything else holds for all. What single
         environments lack may be a vector wrapper's (``VectorTrial``).
 
+        :param attr_name: its name
+        :param indices: the environments that are asked, by default all
+        :return: its values, one for each of these
         :raises AttributeError: If there is no such attribute
         """
         base = self.env.unwrapped
@@ -310,6 +313,9 @@ class GymnasiumVecEnv(VecEnv):
         """
         Set an attribute to the same value in each environment (see :meth:`get_attr`).
 
+        :param attr_name: its name
+        :param value: its new value
+        :param indices: the environments in which it is set, by default all
         :raises NotImplementedError: If ``indices`` leaves out environments that share the attribute
         """
         base = self.env.unwrapped
@@ -338,6 +344,11 @@ class GymnasiumVecEnv(VecEnv):
         Call a method of single environments (``SyncVectorEnv``, ``AsyncVectorEnv``), or once that of
         the batched one, whose result is shared out as :meth:`get_attr` does.
 
+        :param method_name: its name
+        :param method_args: its positional arguments
+        :param indices: the environments that are asked, by default all
+        :param method_kwargs: its keyword arguments
+        :return: its results, one for each of these
         :raises NotImplementedError: If ``indices`` leaves out environments that one call would touch
         :raises AttributeError: If there is no such method
         """
@@ -355,7 +366,11 @@ class GymnasiumVecEnv(VecEnv):
         return entries_of(results, chosen, self.num_envs)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """As in SB3, and True for ``Monitor``, whose statistics the adapter has: ``evaluate_policy`` asks for it."""
+        """As in SB3, and True for ``Monitor``, whose statistics the adapter has: ``evaluate_policy`` asks for it.
+
+        :param wrapper_class: the wrapper
+        :param indices: the environments that are asked, by default all
+        """
         base = self.env.unwrapped
         return [
             wrapper_class is Monitor

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common import env_util
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -50,7 +51,7 @@ def make_vec_env(
     :param monitor_kwargs: keyword arguments of ``Monitor``
     :param wrapper_kwargs: keyword arguments of ``wrapper_class``
     :return: The environment, with episode statistics in ``info["episode"]``
-    :raises ValueError: If ``n_envs`` is below 1
+    :raises ValueError: If ``n_envs`` is below 1, or observations hold what is no array of numbers, as text
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}")
@@ -67,7 +68,7 @@ def make_vec_env(
         seed=seed,
         start_index=start_index,
         monitor_dir=monitor_dir,
-        wrapper_class=wrapper_class,
+        wrapper_class=_wrapped_and_checked(wrapper_class),
         env_kwargs=env_kwargs,
         vec_env_cls=vec_env_cls,
         vec_env_kwargs=vec_env_kwargs,
@@ -101,6 +102,26 @@ def make_batched_vec_env(
         venv.action_space.seed(seed + start_index)
     venv.seed(seed)
     return venv
+
+
+def _wrapped_and_checked(wrapper_class: Callable[..., gym.Env] | None) -> Callable[..., gym.Env]:
+    """The wrapper, then a look at what comes out of it, where SB3's error would not say what is wrong."""
+
+    def wrap(env: gym.Env, **kwargs: Any) -> gym.Env:
+        if wrapper_class is not None:
+            env = wrapper_class(env, **kwargs)
+        space = env.observation_space
+        for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+            # Dict and Tuple have no shape of their own, and are the policy's to judge
+            if part.shape is None and not isinstance(part, (spaces.Dict, spaces.Tuple)):
+                raise ValueError(
+                    f"observations{f' under {key!r}' if key else ''} are of {part}, which is no array of numbers: "
+                    "leave them out (gymnasium.wrappers.FilterObservation) or turn them into numbers "
+                    "(gymnasium.wrappers.TransformObservation)."
+                )
+        return env
+
+    return wrap
 
 
 def _make_batched(env_id: str, n_envs: int, env_kwargs: dict[str, Any]) -> VectorEnv | None:

@@ -15,12 +15,14 @@ from sb3_laplace_envs.tasks.trials import TrialVectorEnv
 
 
 class Belief(NamedTuple):
-    """Mean and covariance of what is hidden in each trial, given what was observed of the trial so far."""
+    """Mean and covariance of what is hidden in each trial, given what was observed of the trial so far.
+
+    :param mean: (num_envs, d)
+    :param covariance: (num_envs, d, d)
+    """
 
     mean: NDArray[np.float64]
-    """(num_envs, d)"""
     covariance: NDArray[np.float64]
-    """(num_envs, d, d)"""
 
 
 class Oracle(ABC):

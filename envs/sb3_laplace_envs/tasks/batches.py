@@ -93,7 +93,7 @@ class TaskVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]], ABC):
         :param actions: One action for each environment
         :return: Observations, rewards, terminations, truncations and the step's metrics
         :raises ValueError: An action outside of the action space
-        :raises ResetNeeded: An episode is over, or none has begun
+        :raises gymnasium.error.ResetNeeded: An episode is over, or none has begun
         """
 
     @abstractmethod
@@ -208,7 +208,7 @@ class TaskEnv(gym.Env[Observations, Any]):
         :param action: The action
         :return: Observation, reward, terminated, truncated and the step's metrics
         :raises ValueError: An action outside of the action space
-        :raises ResetNeeded: The episode is over, or none has begun
+        :raises gymnasium.error.ResetNeeded: The episode is over, or none has begun
         """
         observations, rewards, terminations, truncations, metrics = self.batch.advance(np.asarray(action)[np.newaxis])
         infos = {key: metric[0].item() for key, metric in metrics.items()}

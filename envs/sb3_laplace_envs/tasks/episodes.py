@@ -110,7 +110,13 @@ class EpisodeVectorEnv(TaskVectorEnv):
     def advance(
         self, actions: NDArray[Any]
     ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """As `TaskVectorEnv.advance` describes; actions are (num_envs, n_actions)."""
+        """Step all environments without the autoreset.
+
+        :param actions: One action for each environment, (num_envs, n_actions)
+        :return: Observations, rewards, terminations, truncations and the step's metrics
+        :raises ValueError: An action outside of the action space
+        :raises gymnasium.error.ResetNeeded: An episode is over, or none has begun
+        """
         if self._is_over.any():
             raise ResetNeeded("call reset before the first step and after the last step of an episode")
         rewards, terminations, failures, metrics = self._apply(self._check_actions(actions))

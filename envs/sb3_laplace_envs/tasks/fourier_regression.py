@@ -175,7 +175,7 @@ class FourierRegressionEnv(TrialEnv):
     ## Action Space
 
     `Box` of shape `(1,)`: the prediction of y in units of `action_scale`, `prediction = action_scale * action`,
-    with bounds that just cover every y that can be drawn, |y| <= `max_y` = 19/6 for the default arguments.
+    with bounds that just cover every y that can be drawn, from -`max_y` to `max_y`, 19/6 for the default arguments.
 
     By default `action_scale` is `max_y` and the box is [-1, 1], the normalised box that Stable-Baselines3 wants
     actions to lie in (it clips them to the box). A Gaussian policy is then a distribution of `y / action_scale`.
@@ -256,5 +256,9 @@ class FourierRegressionEnv(TrialEnv):
         return self.coefficients
 
     def evaluate(self, x: NDArray[Any]) -> NDArray[np.float64]:
-        """The present task's y at points (n_points,)."""
+        """The present task's y at any points.
+
+        :param x: Points, (n_points,)
+        :return: y, (n_points,)
+        """
         return self.batch.evaluate(x)[0]

@@ -104,7 +104,13 @@ class TrialVectorEnv(TaskVectorEnv):
     def advance(
         self, actions: NDArray[Any]
     ) -> tuple[Observations, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]:
-        """As `TaskVectorEnv.advance` describes; a trial never terminates."""
+        """Step all environments without the autoreset.
+
+        :param actions: One action for each environment
+        :return: Observations, rewards, terminations (there are none), truncations and the step's metrics
+        :raises ValueError: An action outside of the action space
+        :raises gymnasium.error.ResetNeeded: A trial is over, or none has begun
+        """
         if not self._has_begun or self._elapsed.max() >= self.trial_length:
             raise ResetNeeded("call reset before the first step and after the last step of a trial")
         actions = self._check_actions(actions)

@@ -174,7 +174,7 @@ class Trial(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
 
         :param action: The action
         :return: Observation, reward, whether the trial terminated, whether it was truncated, info
-        :raises ResetNeeded: The trial is over, or none has begun
+        :raises gymnasium.error.ResetNeeded: The trial is over, or none has begun
         """
         if not self._is_running:
             raise ResetNeeded("call reset before the first step and after the last step of a trial")

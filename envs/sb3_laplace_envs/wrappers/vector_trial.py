@@ -157,7 +157,7 @@ class VectorTrial(VectorWrapper):
 
         :param actions: One action for each environment
         :return: Observations, rewards, whether trials terminated, whether they were truncated, infos
-        :raises ResetNeeded: There was no reset
+        :raises gymnasium.error.ResetNeeded: There was no reset
         """
         if self._latest is None:
             raise ResetNeeded("call reset before the first step")

@@ -4,7 +4,7 @@ Under a correct Bayesian update the posterior's mean is a martingale whose moves
 ``E[(m_t - m_{t-1})(m_t - m_{t-1})^T] = E[Sigma_{t-1} - Sigma_t]``. Moves d_t, what they should be e_t: where the
 environments report their task, both are taken in the linear read-out of the task, elsewhere in the latent.
 
-Of several ranks' rollouts all count: :meth:`Balance.log_ratios` is called on all of them, and is the same on all.
+Of several ranks' rollouts all count: ``Balance.log_ratios`` is called on all of them, and is the same on all.
 """
 
 from abc import ABC, abstractmethod
@@ -123,8 +123,7 @@ class LatentBalance(Balance):
         # At a trial's first step there is a prior before it, which is no belief of the agent's
         chosen = self._choose(np.flatnonzero(trial_steps > 0), step)
         if chosen.size:
-            index = th.as_tensor(chosen, device=step.posterior.mean.device)
-            self._pairs.append((step.posterior[index], step.previous[index]))
+            self._pairs.append(_of(step, chosen))
 
     def log_ratios(self) -> LogRatios | None:
         merged = _merged(self._means_of_rollout())
@@ -186,12 +185,13 @@ class TaskBalance(Balance):
         counts = np.flatnonzero(trial_steps >= 0)
         if tasks is None or not counts.size:
             return
-        self._means.append(step.posterior.mean.detach().cpu().numpy()[counts])
-        self._tasks.append(tasks[counts])
+        means = step.posterior.mean.detach().cpu().numpy()
+        is_all = counts.size == len(trial_steps)
+        self._means.append(means if is_all else means[counts])
+        self._tasks.append(tasks if is_all else tasks[counts])
         chosen = self._choose(np.flatnonzero(trial_steps > 0), step)
         if chosen.size:
-            index = th.as_tensor(chosen, device=step.posterior.mean.device)
-            posterior, previous = step.posterior[index], step.previous[index]
+            posterior, previous = _of(step, chosen)
             self._steps.append(trial_steps[chosen])
             self._moves.append((posterior.mean - previous.mean).detach().cpu().numpy())
             self._widths.append((posterior, previous))
@@ -284,6 +284,14 @@ class TaskBalance(Balance):
         parts = _parts(steps.clamp(min=1)).clamp(max=len(weights) - 1)
         readout = th.as_tensor(self._readout.weights, dtype=moves.dtype, device=moves.device)
         return (moves @ readout).square().sum(-1) * weights[parts] * (steps > 0)
+
+
+def _of(step: PosteriorStep, chosen: np.ndarray) -> tuple[Gaussian, Gaussian]:
+    """The posteriors of some environments after and before a step; of all, without a copy."""
+    if len(chosen) == len(step.posterior.mean):
+        return step.posterior, step.previous
+    index = th.as_tensor(chosen, device=step.posterior.mean.device)
+    return step.posterior[index], step.previous[index]
 
 
 def _parts(steps: th.Tensor) -> th.Tensor:

@@ -1,0 +1,111 @@
+"""Writes the numbers of docs/results.md: ``python docs/figures/make_results.py``, at once.
+
+They are those of docs/results/*.json, which the studies' reports write. Run it after those.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DOCS = Path(__file__).parent.parent
+sys.path.insert(0, str(DOCS.parent / "examples"))
+
+from belief_study import NAMES, Results, cell, insert  # noqa: E402
+from consistency import KL_COEFS  # noqa: E402
+
+#: Variants of the study of beliefs that are shown here
+VARIANTS = ("base", "k0", "gru", "full", "calibrated")
+#: Columns: title, name of the number, format
+BELIEF_COLUMNS = (
+    ("R² of the mean", "r2", ".3f"),
+    ("claimed/exact variance", "claimed_ratio", ".2f"),
+    ("nats lost in all", "lost", ".2f"),
+    ("by the mean", "lost_by_mean", ".2f"),
+    ("by the width", "lost_by_width", ".2f"),
+    ("regret, mode", "regret_mode", ".2f"),
+)
+POINT_ROBOT = "sb3_laplace/PointRobot-v0"
+
+
+def load(name: str) -> Any:
+    """Results of a study."""
+    return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def seeds(n: int) -> str:
+    return f"{n} seed" if n == 1 else f"{n} seeds"
+
+
+def belief() -> str:
+    """What variants of the bandit's agent lose of the exact belief."""
+    results = Results(load("belief"))
+    rows = []
+    for variant in VARIANTS:
+        n = len(results.values(variant, "r2"))
+        numbers = [cell(list(results.values(variant, key).values()), form) for _, key, form in BELIEF_COLUMNS]
+        rows.append([NAMES[variant], str(n), *numbers])
+    return table(["agent", "seeds", *(title for title, _, _ in BELIEF_COLUMNS)], rows)
+
+
+def consistency() -> str:
+    """Moved over claimed, and returns, with a fixed and with a learned coefficient."""
+    results = load("consistency")
+    rows = []
+    for task in dict.fromkeys(name.split("-")[0] for name in results):
+        for kl in KL_COEFS:
+            of_seeds = [numbers["sampled"] for name, numbers in results.items() if name.startswith(f"{task}-{kl}-")]
+            ratios = [
+                f"{np.exp(np.mean([np.log(one[f'moved_to_claimed{part}']) for one in of_seeds])):#.3g}"
+                for part in ("", "_early", "_middle", "_late")
+            ]
+            rows.append([task, kl, str(len(of_seeds)), *ratios, cell([one["return"] for one in of_seeds], ".2f")])
+    return table(["task", "`kl_coef`", "seeds", "moved/claimed", "early", "middle", "late", "return, sampled"], rows)
+
+
+def episodes(study: str, environment: str, n_episodes: int) -> str:
+    """Returns of a trial's episodes, agents acting as in training."""
+    document = load(study)
+    rows = []
+    for agent in document["agents"]:
+        runs = [run for run in document["runs"] if (run["agent"], run["environment"]) == (agent, environment)]
+        if runs:
+            numbers = [run["numbers"]["return"] for run in runs]
+            each = range(1, n_episodes + 1)
+            returns = [cell([one[f"return_episode_{episode}"] for one in numbers], ".1f") for episode in each]
+            rows.append([agent, str(len(runs)), *returns])
+    return table(["agent", "seeds", *(f"episode {i + 1}" for i in range(n_episodes))], rows)
+
+
+def point_robot_belief() -> str:
+    """How overconfident the Laplace agent's belief about the goal is."""
+    runs = [run for run in load("continuous")["runs"] if run["agent"] == "laplace"]
+    ratios = [run["numbers"]["diagnosis"]["overconfidence.moved_to_claimed"] for run in runs]
+    return (
+        f"The Laplace agent's belief about the goal moves {min(ratios):.0f} to {max(ratios):.0f} times as much as its "
+        f"precision claims ({seeds(len(ratios))})."
+    )
+
+
+def parts() -> dict[str, str]:
+    """All that is inserted, by its markers."""
+    return {
+        "results.belief": belief(),
+        "results.consistency": consistency(),
+        "results.point_robot": episodes("continuous", POINT_ROBOT, 3),
+        "results.point_robot_belief": point_robot_belief(),
+        "results.sparse": episodes("continuous_sparse", POINT_ROBOT, 3),
+        "results.cheetah": episodes("continuous_cheetah", "sb3_laplace/HalfCheetahVel-v0", 2),
+    }
+
+
+if __name__ == "__main__":
+    page = DOCS / "results.md"
+    page.write_text(insert(page.read_text(encoding="utf-8"), parts()), encoding="utf-8")
