@@ -55,6 +55,13 @@ def test_belief_animation(tmp_path: Path) -> None:
         assert image.size == (640, 320)
 
 
+def test_own_environment(tmp_path: Path) -> None:
+    output = run("own_environment.py", "--timesteps", "4800", "--trials", "40", "--out", str(tmp_path))
+    assert (tmp_path / "model.zip").exists()
+    assert re.search(r"poles that fell, by episode: \[( *-?\d\.\d* *){3}\]", output)
+    assert "Does it do better in later episodes?" in output
+
+
 def test_bandit_demo(tmp_path: Path) -> None:
     output = run("bandit_demo.py", "--timesteps", "12800", "--trials", "200", "--out", str(tmp_path))
     assert (tmp_path / "model.zip").exists()
