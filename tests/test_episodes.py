@@ -68,6 +68,25 @@ def test_a_trial_that_rollouts_cut_is_said(make, limits: dict[str, int], length:
         assert [one.startswith(expected) for one in said] == [True] * is_cut
 
 
+@pytest.mark.parametrize(
+    ("arguments", "is_cut"),
+    [
+        ({"batch_size": 45}, True),
+        ({"batch_size": 90}, False),
+        # Asked for
+        ({"batch_size": 45, "sequence_length": 45}, False),
+    ],
+)
+def test_a_trial_that_sequences_cut_is_said(arguments: dict[str, int], is_cut: bool) -> None:
+    model = LaplaceRecurrentPPO("LaplaceLstmPolicy", batched(n_episodes=3), n_steps=90, **arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(1, callback=lambda locals_, globals_: False)
+    expected = "Trials have up to 90 steps, the network is trained on sequences of at most 45, which is what batch_size"
+    said = [str(one.message) for one in caught if "Trials have up to" in str(one.message)]
+    assert [one.startswith(expected) for one in said] == [True] * is_cut
+
+
 @pytest.mark.parametrize("batch", [SyncVectorEnv, AsyncVectorEnv])
 def test_attributes_of_trials_over_single_environments(batch) -> None:
     env = GymnasiumVecEnv(

@@ -422,7 +422,9 @@ class LaplaceRecurrentPPO(SavedPPO):
         """
         self.set_masking(use_masking)
         if self.env is not None and distributed.rank() == 0:
-            warn_of_cut_trials(self.env, self.n_steps)
+            asked = self.sequence_length is not None
+            longest = self.n_steps if asked else self.rollout_buffer.max_length
+            warn_of_cut_trials(self.env, self.n_steps, longest)
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

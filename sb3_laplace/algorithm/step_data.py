@@ -80,11 +80,12 @@ def truncated_values(
     return truncated, policy.predict_values(obs, states.vf.select(index), no_starts).flatten().cpu().numpy()
 
 
-def warn_of_cut_trials(env: VecEnv, n_steps: int) -> None:
-    """Say that rollouts cut trials in pieces, where the environments tell how long their trials are.
+def warn_of_cut_trials(env: VecEnv, n_steps: int, sequence_length: int) -> None:
+    """Say that trials are cut in pieces, where the environments tell how long their trials are.
 
     :param env: the training environments; those with trials have an attribute ``trial_length``, in steps
     :param n_steps: number of steps of a rollout
+    :param sequence_length: longest sequence that the network is trained on, if nobody has asked for one so long
     """
     try:
         lengths = env.get_attr("trial_length") if env.has_attr("trial_length") else []
@@ -97,4 +98,11 @@ def warn_of_cut_trials(env: VecEnv, n_steps: int) -> None:
             f"Trials have up to {longest} steps, rollouts n_steps = {n_steps}: a trial is cut where a rollout ends, "
             "and no gradient flows across the cut, so that the agent hardly learns to remember over it. With n_steps = "
             f"{longest} trials stay whole."
+        )
+    elif longest > sequence_length:
+        warnings.warn(
+            f"Trials have up to {longest} steps, the network is trained on sequences of at most {sequence_length}, "
+            "which is what batch_size leaves: no gradient flows from one to the next, so that the agent hardly learns to "
+            f"remember over it. With batch_size = {longest} or a multiple of it trials stay whole; sequence_length = "
+            f"{sequence_length} says that they need not."
         )

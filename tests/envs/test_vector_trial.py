@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_laplace_envs import Trial, VectorTrial
+from sb3_laplace_envs.wrappers.vector_tasks import _stacked
 from tests.envs.trial_oracle import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
@@ -304,3 +305,22 @@ def test_returned_arrays_are_the_callers():
         assert_same(one[:4], other[:4])
         one[0][:] = 7.0
         ours.task[:] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "is_array"),
+    [
+        ([(0.5, 2.0), (1.5, 3.0)], True),
+        ([np.ones(2), np.zeros(2)], True),
+        ([1, 2.5], True),
+        ([(0.5,), (1.5, 3.0)], False),
+        ([{"a": 1}, {"a": 2}], False),
+        (["a", "b"], False),
+    ],
+)
+def test_tasks_of_all_are_one_array_where_each_is_one(tasks, is_array):
+    """Tuples of numbers too, which a `Trial` reports as arrays."""
+    found = _stacked(tasks)
+    assert isinstance(found, np.ndarray) == is_array
+    for one, task in zip(found, tasks, strict=True):
+        assert np.array_equal(one, task) if is_array else one is task

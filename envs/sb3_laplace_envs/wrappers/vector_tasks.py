@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sb3_laplace_envs.wrappers.infos import Infos, Mask, fill
 from sb3_laplace_envs.wrappers.observations import are_equal, choose
-from sb3_laplace_envs.wrappers.tasks import CALLABLE, KEYWORDS, Probe, TaskRule
+from sb3_laplace_envs.wrappers.tasks import CALLABLE, KEYWORDS, Probe, TaskRule, as_array
 
 
 class VectorTasks:
@@ -197,8 +197,9 @@ class VectorTasks:
 
 
 def _stacked(tasks: list[Any]) -> Any:
-    """The tasks as one array where they are arrays of one shape, else as a list."""
-    arrays = [np.asarray(task) if isinstance(task, np.ndarray | np.generic | int | float) else None for task in tasks]
-    if any(array is None for array in arrays):
+    """The tasks as one array where they are arrays of one shape (or tuples of numbers), else as a list."""
+    arrays = [as_array(task) for task in tasks]
+    shapes = {None if array is None else array.shape for array in arrays}
+    if None in shapes or len(shapes) > 1:
         return list(tasks)
     return np.stack(arrays)  # type: ignore[arg-type]
