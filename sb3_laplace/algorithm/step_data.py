@@ -103,6 +103,6 @@ def warn_of_cut_trials(env: VecEnv, n_steps: int, sequence_length: int) -> None:
         warnings.warn(
             f"Trials have up to {longest} steps, the network is trained on sequences of at most {sequence_length}, "
             "which is what batch_size leaves: no gradient flows from one to the next, so that the agent hardly learns "
-            f"to remember over it. With batch_size = {longest} or a multiple of it trials stay whole; sequence_length = "
-            f"{sequence_length} says that they need not."
+            f"to remember over it. With batch_size = {longest} or a multiple of it trials stay whole; "
+            f"sequence_length = {sequence_length} says that they need not."
         )
