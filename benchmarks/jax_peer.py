@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import torch as th
 
-from benchmarks.common import Record, interleave, machine_info, print_table, verdict
+from benchmarks.common import Record, Sizes, against_target, interleave, machine_info, print_table, verdict
 from benchmarks.learning import LearnCase, LearnTimer
 
 Params = dict[str, Any]
@@ -32,22 +32,8 @@ GAMMA, GAE_LAMBDA, CLIP, VF_COEF, MAX_GRAD_NORM, LEARNING_RATE = 0.99, 0.95, 0.2
 N_EPOCHS, N_MINIBATCHES = 4, 4
 #: Steps a second of our point agent, times the peer's
 TARGET = 1.5
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large and how often.
-
-    :param n_envs: numbers of environments
-    :param n_steps: steps of a rollout, which are a trial
-    :param learn_steps: environment steps of a call, rounded down to whole rollouts, one at least
-    :param repeats: calls that count, after one that compiles
-    """
-
-    n_envs: tuple[int, ...] = (16, 64, 256)
-    n_steps: int = 50
-    learn_steps: int = 25_600
-    repeats: int = 7
+#: Calls that are long enough for a compiled program
+SIZES = Sizes(repeats=7, learn_steps=25_600)
 
 
 # -- the agent ----------------------------------------------------------------------------------------------
@@ -184,28 +170,36 @@ def learn(state: Any, n_envs: int, n_steps: int, n_rollouts: int) -> tuple[Any, 
 class Peer:
     """Times calls of the peer that trains on from call to call.
 
-    :param n_envs: number of environments
-    :param sizes: of the rollouts and the calls
+    :param case: our agent, whose rollouts and calls it has
     """
 
-    def __init__(self, n_envs: int, sizes: Sizes) -> None:
+    def __init__(self, case: LearnCase) -> None:
         params = init(jax.random.key(0))
         zeros = jax.tree.map(jnp.zeros_like, params)
         self._state = (params, (zeros, jax.tree.map(jnp.zeros_like, params), jnp.zeros(())), jax.random.key(1))
-        self._n_envs, self._n_steps = n_envs, sizes.n_steps
-        self._n_rollouts = max(1, sizes.learn_steps // (n_envs * sizes.n_steps))
+        self._case = case
         #: Mean reward of a step in each of the last call's rollouts
         self.rewards = jnp.zeros(0)
 
     def __call__(self) -> float:
         """Steps a second of a call."""
+        n_envs, n_steps, total = self._case.n_envs, self._case.n_steps, self._case.steps_per_learn
         start = time.perf_counter()
-        self._state, rewards = learn(self._state, self._n_envs, self._n_steps, self._n_rollouts)
+        self._state, rewards = learn(self._state, n_envs, n_steps, total // (n_envs * n_steps))
         self.rewards = rewards.block_until_ready()
-        return self._n_rollouts * self._n_envs * self._n_steps / (time.perf_counter() - start)
+        return total / (time.perf_counter() - start)
 
 
 # -- side by side -------------------------------------------------------------------------------------------
+
+
+def point_case(n_envs: int, sizes: Sizes) -> LearnCase:
+    """Our agent that is timed beside the peer.
+
+    :param n_envs: number of environments
+    :param sizes: of the rollouts and the calls
+    """
+    return LearnCase("bandit", "point", "batched", n_envs, sizes.n_steps, N_HIDDEN, N_LATENT, sizes.learn_steps)
 
 
 def compare(sizes: Sizes) -> list[Record]:
@@ -215,19 +209,18 @@ def compare(sizes: Sizes) -> list[Record]:
     """
     records = []
     for n_envs in sizes.n_envs:
-        case = LearnCase("bandit", "point", "batched", n_envs, sizes.n_steps, N_HIDDEN, N_LATENT, sizes.learn_steps)
+        case = point_case(n_envs, sizes)
         timer = LearnTimer(case, th.device("cpu"), None)
 
         def ours(timer: LearnTimer = timer) -> float:
             return timer.case.steps_per_learn / timer()["learn"]
 
         peer, own = (
-            statistics.median(calls)
-            for calls in interleave(f"N = {n_envs}", [Peer(n_envs, sizes), ours], sizes.repeats)
+            statistics.median(calls) for calls in interleave(f"N = {n_envs}", [Peer(case), ours], sizes.repeats)
         )
         timer.close()
-        target = {"target": TARGET, "met": own / peer >= TARGET}
-        records.append({"n_envs": n_envs, "peer": peer, "ours": own, "ratio": own / peer, **target})
+        ratio = own / peer
+        records.append({"n_envs": n_envs, "peer": peer, "ours": own, "ratio": ratio, **against_target(ratio, TARGET)})
     return records
 
 
@@ -237,14 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     :param arguments: of the command line
     """
     parser = argparse.ArgumentParser("benchmarks.jax_peer", description=__doc__.partition("\n")[0])
-    parser.add_argument("--n-envs", type=int, nargs="+", default=list(Sizes.n_envs), help="numbers of environments")
-    parser.add_argument("--learn-steps", type=int, default=Sizes.learn_steps, help="environment steps of a call")
-    parser.add_argument("--repeats", type=int, default=Sizes.repeats, help="calls that count")
+    parser.add_argument("--n-envs", type=int, nargs="+", default=list(SIZES.n_envs), help="numbers of environments")
+    parser.add_argument("--learn-steps", type=int, default=SIZES.learn_steps, help="environment steps of a call")
+    parser.add_argument("--repeats", type=int, default=SIZES.repeats, help="calls that count")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--out", type=Path, default=Path("runs/jax_peer.json"), help="JSON file to write")
     given = parser.parse_args(arguments)
     th.set_num_threads(given.threads)
-    sizes = Sizes(n_envs=tuple(given.n_envs), learn_steps=given.learn_steps, repeats=given.repeats)
+    sizes = replace(SIZES, n_envs=tuple(given.n_envs), learn_steps=given.learn_steps, repeats=given.repeats)
     records = compare(sizes)
     print_table(
         "environment steps per second, medians",
@@ -261,7 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     )
     given.out.parent.mkdir(parents=True, exist_ok=True)
     machine = {**machine_info(th.device("cpu")), "jax": jax.__version__}
-    given.out.write_text(json.dumps({"machine": machine, "sizes": asdict(sizes), "records": records}, indent=2))
+    document = {"machine": machine, "repeats": sizes.repeats, "learn_steps": sizes.learn_steps, "records": records}
+    given.out.write_text(json.dumps(document, indent=2))
     return records
 
 

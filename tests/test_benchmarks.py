@@ -188,7 +188,7 @@ def test_the_peer_in_jax_learns_and_is_timed(tmp_path: Path) -> None:
     pytest.importorskip("jax")
     from benchmarks import jax_peer
 
-    peer = jax_peer.Peer(64, jax_peer.Sizes(learn_steps=400_000))
+    peer = jax_peer.Peer(jax_peer.point_case(64, Sizes(learn_steps=400_000)))
     assert peer() > 0
     # A random arm's chance is a fifth, on average
     assert float(peer.rewards[:10].mean()) == pytest.approx(0.2, abs=0.02)

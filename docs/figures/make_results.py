@@ -16,6 +16,8 @@ sys.path.insert(0, str(DOCS.parent / "examples"))
 from belief_study import NAMES, Results, cell, insert  # noqa: E402
 from consistency import KL_COEFS  # noqa: E402
 
+from sb3_laplace.studies.results import values  # noqa: E402
+
 #: Variants of the study of beliefs that are shown here
 VARIANTS = ("base", "k0", "gru", "full", "calibrated")
 #: Columns: title, name of the number, format
@@ -38,10 +40,6 @@ def load(name: str) -> Any:
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
-
-
-def seeds(n: int) -> str:
-    return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
 def belief() -> str:
@@ -75,22 +73,20 @@ def episodes(study: str, environment: str, n_episodes: int) -> str:
     document = load(study)
     rows = []
     for agent in document["agents"]:
-        runs = [run for run in document["runs"] if (run["agent"], run["environment"]) == (agent, environment)]
-        if runs:
-            numbers = [run["numbers"]["return"] for run in runs]
-            each = range(1, n_episodes + 1)
-            returns = [cell([one[f"return_episode_{episode}"] for one in numbers], ".1f") for episode in each]
-            rows.append([agent, str(len(runs)), *returns])
+        names = [f"return_episode_{i + 1}" for i in range(n_episodes)]
+        returns = [list(values(document, agent, environment, "return", name).values()) for name in names]
+        if returns[0]:
+            rows.append([agent, str(len(returns[0])), *(cell(one, ".1f") for one in returns)])
     return table(["agent", "seeds", *(f"episode {i + 1}" for i in range(n_episodes))], rows)
 
 
 def point_robot_belief() -> str:
     """How overconfident the Laplace agent's belief about the goal is."""
-    runs = [run for run in load("continuous")["runs"] if run["agent"] == "laplace"]
-    ratios = [run["numbers"]["diagnosis"]["overconfidence.moved_to_claimed"] for run in runs]
+    found = values(load("continuous"), "laplace", POINT_ROBOT, "diagnosis", "overconfidence.moved_to_claimed")
+    ratios = found.values()
     return (
         f"The Laplace agent's belief about the goal moves {min(ratios):.0f} to {max(ratios):.0f} times as much as its "
-        f"precision claims ({seeds(len(ratios))})."
+        f"precision claims ({len(ratios)} seeds)."
     )
 
 
