@@ -12,14 +12,14 @@ The agents:
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -46,6 +46,7 @@ SEED = 0
 EPISODE = 15
 #: Trials that are traced, on which verdicts rest
 N_TRIALS = 1000
+_STEPS = "time/total_timesteps"
 
 #: Environment steps of training, kl_coef, and keywords of the policy
 AGENTS: dict[str, tuple[int, str | None, dict[str, Any]]] = {
@@ -54,44 +55,6 @@ AGENTS: dict[str, tuple[int, str | None, dict[str, Any]]] = {
     "swamped": (1_000_000, None, {"latent_dim": None, "posterior_kwargs": {"prior_std": 1.0}}),
     "trained": (500_000, None, {"posterior": "point"}),
 }
-#: What TensorBoard shows, and how it is called here
-TAGS = (
-    "rollout/ep_rew_mean",
-    "posterior/entropy_first_step",
-    "posterior/entropy_last_step",
-    "posterior/kl_mean",
-    "posterior/moved_to_claimed",
-    "train/entropy_loss",
-    "train/explained_variance",
-)
-
-
-class Record(BaseCallback):
-    """Keeps what the logger is told at the end of each rollout and update."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        # What the last update and rollout have left: dump() empties it, so it is read from what was there before
-        if self.rows:
-            self.rows[-1].update(self._numbers())
-
-    def _on_rollout_end(self) -> None:
-        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        self.rows.append({"steps": float(self.num_timesteps), "rollout/ep_rew_mean": float(np.mean(returns))})
-        self.rows[-1].update(self._numbers())
-
-    def _on_training_end(self) -> None:
-        self.rows[-1].update(self._numbers())
-
-    def _numbers(self) -> dict[str, float]:
-        values = self.logger.name_to_value
-        return {tag: float(values[tag]) for tag in TAGS if tag in values}
 
 
 def make_env(name: str, n_envs: int, seed: int) -> VecEnv:
@@ -130,13 +93,13 @@ def make_agent(name: str) -> LaplaceRecurrentPPO:
 
 def train(name: str, out: Path) -> None:
     """Train an agent, convert it if it is to be, and save it and what TensorBoard would show."""
-    model, record = make_agent(name), Record()
-    # Its figures go to TensorBoard only, so that there is nothing to draw here. The order: it logs, then that is kept.
-    model.learn(AGENTS[name][0], callback=CallbackList([PosteriorCallback(figure_freq=0), record]), progress_bar=False)
+    model = make_agent(name)
+    model.set_logger(configure(str(out / name), ["csv"]))
+    # Its figures go to TensorBoard only, so that there is nothing to draw here
+    model.learn(AGENTS[name][0], callback=PosteriorCallback(figure_freq=0), progress_bar=False)
     if name == "narrow":
         model = LaplaceRecurrentPPO.from_recurrent_ppo(model, posterior_kwargs={"prior_std": 0.01})
     model.save(out / f"{name}.zip")
-    (out / f"{name}.json").write_text(json.dumps(record.rows))
 
 
 def write(name: str, figure: Figure | None, dpi: int = 110) -> None:
@@ -164,10 +127,12 @@ def training_curves(out: Path) -> Figure:
     figure, axes = plots.new_figure(2, 3, (10.5, 5.4))
     for one, (title, tags) in zip(axes, panels.items(), strict=True):
         for color, name in zip(plots.COLORS, ("good", "swamped"), strict=False):
-            rows = json.loads((out / f"{name}.json").read_text())
+            with open(out / name / "progress.csv", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
             for tag, style in zip(tags, (":", "-") if len(tags) > 1 else ("-",), strict=True):
-                known = [row for row in rows if tag in row]
-                x, y = [row["steps"] / 1000 for row in known], [row[tag] for row in known]
+                # Empty before the first update
+                known = [row for row in rows if row[tag]]
+                x, y = [float(row[_STEPS]) / 1000 for row in known], [float(row[tag]) for row in known]
                 one.plot(x, y, style, color=color, linewidth=1.3, label=name if style == "-" else None)
         one.set_title(title, fontsize="medium")
         one.tick_params(labelsize="small")
