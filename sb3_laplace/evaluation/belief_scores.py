@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -60,6 +61,17 @@ def unexplained(record: BeliefRecord, readout: Readout) -> np.ndarray:
     return np.asarray(residuals.T @ residuals / len(residuals))
 
 
+class Axes(NamedTuple):
+    """Principal axes of covariances, in the coordinates in which the prior's is the identity.
+
+    :param variance: ascending, shape (N, T, Q)
+    :param directions: as columns, shape (N, T, Q, Q)
+    """
+
+    variance: np.ndarray
+    directions: np.ndarray
+
+
 class Scores:
     """The scores of held-out trials, see :class:`~sb3_laplace.evaluation.belief_evaluation.BeliefEvaluation`.
 
@@ -81,7 +93,7 @@ class Scores:
     def per_trial(self) -> dict[str, np.ndarray]:
         """What averages over trials make the scores, each of shape (N, T)."""
         record, decoded = self._record, self._decoded
-        exact = record.exact_mean
+        exact, exact_axes = record.exact_mean, self._axes(record.exact_covariance)
         exact_variance = np.trace(record.exact_covariance, axis1=-2, axis2=-1)
         missed = np.square(decoded - exact).sum(-1)
         spread = np.square(exact - exact.mean(0)).sum(-1)
@@ -92,28 +104,29 @@ class Scores:
             "spread": spread,
             "bias_squared": missed / np.maximum(exact_variance, FLOOR**2 * self._prior_trace),
             "exact_variance": exact_variance,
-            "lost_by_mean": self._lost(decoded - exact, record.exact_covariance),
-            **{f"exact_{name}": values for name, values in self._regions(exact, record.exact_covariance).items()},
+            "lost_by_mean": self._lost(decoded - exact, exact_axes, exact_axes),
+            **{f"exact_{name}": values for name, values in self._regions(exact, exact_axes).items()},
         }
         if record.claimed is not None:
             total = record.claimed + self._residual
-            for prefix, width in (("", total), ("claimed_", record.claimed)):
-                numbers[f"{prefix}lost"] = self._lost(decoded - exact, width)
-                numbers[f"{prefix}lost_by_width"] = self._lost(np.zeros_like(exact), width)
+            total_axes = self._axes(total)
+            for prefix, axes in (("", total_axes), ("claimed_", self._axes(record.claimed))):
+                numbers[f"{prefix}lost"] = self._lost(decoded - exact, axes, exact_axes)
+                numbers[f"{prefix}lost_by_width"] = self._lost(np.zeros_like(exact), axes, exact_axes)
             numbers["claimed_variance"] = np.trace(record.claimed, axis1=-2, axis2=-1)
             numbers["total_variance"] = np.trace(total, axis1=-2, axis2=-1)
-            numbers.update(self._regions(decoded, total))
+            numbers.update(self._regions(decoded, total_axes))
         return numbers
 
-    def _regions(self, mean: np.ndarray, covariance: np.ndarray) -> dict[str, np.ndarray]:
+    def _regions(self, mean: np.ndarray, axes: Axes) -> dict[str, np.ndarray]:
         """Coverage and log-score of Gaussians for the true task, each of shape (N, T).
 
         :param mean: shape (N, T, P)
-        :param covariance: shape (N, T, P, P)
+        :param axes: of their covariances
         """
         displaced = (self._record.tasks[:, None] - mean) @ self._whitening
-        variance, axes = self._spread(covariance)
-        along = np.einsum("ntij,nti->ntj", axes, displaced)
+        variance, directions = axes
+        along = np.einsum("ntij,nti->ntj", directions, displaced)
         rank = variance.shape[-1]
         # Of a Gaussian that is certain of some directions only the others count, unless it is certain of all
         uncertain = (variance > FLOOR**2).sum(-1)
@@ -125,28 +138,27 @@ class Scores:
         covered = {f"coverage_{level}": (probability <= level / 100).astype(np.float64) for level in REGION_LEVELS}
         return {**covered, "log_score": log_score}
 
-    def _lost(self, displacement: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    def _lost(self, displacement: np.ndarray, axes: Axes, exact: Axes) -> np.ndarray:
         """What Gaussians lose of the exact one's log-score, in expectation over the exact posterior, shape (N, T).
 
         This is the KL divergence of the Gaussian with the exact mean and covariance from the other, whatever the exact
         posterior's shape: a Gaussian's log-density is quadratic, so its expectation is that of the first two moments.
 
         :param displacement: the other's mean less the exact one, shape (N, T, P)
-        :param covariance: the other's, shape (N, T, P, P)
+        :param axes: of the other's covariance
+        :param exact: of the exact one
         """
-        exact_variance, exact_axes = self._spread(self._record.exact_covariance)
-        variance, axes = self._spread(covariance)
-        exact_variance, variance = np.maximum(exact_variance, FLOOR**2), np.maximum(variance, FLOOR**2)
+        exact_variance, variance = np.maximum(exact.variance, FLOOR**2), np.maximum(axes.variance, FLOOR**2)
         # The exact variance along each of the other's axes
-        overlap = np.square(axes.swapaxes(-1, -2) @ exact_axes)
+        overlap = np.square(axes.directions.swapaxes(-1, -2) @ exact.directions)
         expected = (overlap @ exact_variance[..., None])[..., 0]
-        along = np.einsum("ntij,nti->ntj", axes, displacement @ self._whitening)
+        along = np.einsum("ntij,nti->ntj", axes.directions, displacement @ self._whitening)
         ratio = (expected + np.square(along)) / variance
         return np.asarray(0.5 * (ratio - 1.0 + np.log(variance) - np.log(exact_variance)).sum(-1))
 
-    def _spread(self, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues and eigenvectors in the whitened coordinates, shapes (N, T, Q) and (N, T, Q, Q)."""
-        return np.linalg.eigh(self._whitening.T @ covariance @ self._whitening)
+    def _axes(self, covariance: np.ndarray) -> Axes:
+        """The principal axes of covariances (N, T, P, P)."""
+        return Axes(*np.linalg.eigh(self._whitening.T @ covariance @ self._whitening))
 
 
 def summarize(numbers: dict[str, np.ndarray], n_steps: int) -> dict[str, np.ndarray]:
