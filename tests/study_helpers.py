@@ -73,7 +73,8 @@ def pretend_trained(folder: RunFolder, seconds: float = 10.0) -> None:
 
 def pretend_evaluated(folder: RunFolder, name: str, numbers: dict[str, float | None], seconds: float = 1.0) -> None:
     """Write what an evaluation of a run found."""
-    found = {"settings": folder.evaluations[name], "numbers": numbers, "seconds": seconds}
+    posterior = {"policy_parameters": 1234, "covariance_parameters": 56}
+    found = {"settings": folder.evaluations[name], "numbers": numbers, "seconds": seconds, "posterior": posterior}
     write_json(folder.evaluation_file(name), found)
 
 

@@ -107,6 +107,9 @@ def test_the_other_worker_takes_over_from_the_checkpoint(killed: Any) -> None:
         # A process with torch in it, in MB
         assert 50 < agent["peak_memory"] < 50_000
         assert folder.is_finished()
+        # A diagonal Laplace posterior learns nothing for its covariance
+        posterior = folder.evaluation("return")["posterior"]  # type: ignore[index]
+        assert posterior["covariance_parameters"] == 0 < posterior["policy_parameters"]
         assert 0.0 <= folder.evaluation("return")["numbers"]["return"] <= 5.0  # type: ignore[index]
 
 

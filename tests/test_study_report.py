@@ -76,7 +76,7 @@ def test_what_training_took(tmp_path: Path) -> None:
     for one in study.folders.values():
         pretend_trained(one, seconds=10.0 + 10.0 * one.run.seed)
     # 400 steps in 10, 20 and 30 s; the agents of "made" were not trained
-    expected = ["3", "400", "20", "20", "502"]
+    expected = ["3", "400", "20", "20", "502", "1,234", "56"]
     assert tables(collect(study))["cost"].rows == [[BANDIT, name, *expected] for name in ("base", "good")]
 
 
@@ -101,7 +101,7 @@ def test_returns_by_episode(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_left_out(tmp_path: Path) -> None:
     found = tables(collect(make_finished(tmp_path)))
     row = next(row for row in found["diagnosis"].rows if row[1] == "base")
-    assert row == [BANDIT, "base", "3", *["-"] * 5, "0.125 [0.125, 0.125]"]
+    assert row == [BANDIT, "base", "3", *["-"] * 7, "0.125 [0.125, 0.125]"]
 
 
 def test_unfinished_runs_are_no_results(tmp_path: Path) -> None:

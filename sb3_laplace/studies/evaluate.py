@@ -68,6 +68,7 @@ def evaluate(folder: RunFolder, name: str, agent: TrainedAgent) -> None:
         "numbers": measured.numbers,
         "seconds": seconds,
         "steps": trained["steps"],
+        "posterior": agent.load().policy.posterior_summary(),
         **provenance(),
         "details": measured.details,
     }

@@ -64,7 +64,7 @@ def write_docs(results: dict[str, Any], docs: Path) -> list[Path]:
     :raises InputError: if there is no such folder or marker, a marker names no table, or one has no end
     """
     name = results["study"]
-    documents = {path: path.read_text("utf-8") for path in sorted(docs.glob("*.md"))}
+    documents = {path: path.read_text("utf-8") for path in sorted(docs.rglob("*.md"))}
     documents = {path: text for path, text in documents.items() if f"<!-- begin {name}." in text}
     if not documents:
         markers = f"<!-- begin {name}.TABLE --> and <!-- end {name}.TABLE -->"
@@ -91,13 +91,13 @@ def write_docs(results: dict[str, Any], docs: Path) -> list[Path]:
 
 
 def stale_documents(results: dict[str, Any], docs: Path) -> list[Path]:
-    """Documents of a folder whose tables are not those of the results.
+    """Documents of a folder, and of those in it, whose tables are not those of the results.
 
     :param results: what a file that :func:`write_docs` wrote holds
     :param docs: the folder
     :raises InputError: as :func:`write_docs` does of markers
     """
-    return [path for path in sorted(docs.glob("*.md")) if insert(text := path.read_text("utf-8"), results) != text]
+    return [path for path in sorted(docs.rglob("*.md")) if insert(text := path.read_text("utf-8"), results) != text]
 
 
 def _lines(results: Mapping[str, Any]) -> str:

@@ -29,7 +29,8 @@ def collect(study: Study) -> dict[str, Any]:
     :param study: the study
     :return: ``format``, ``study``, ``baseline``, ``agents`` (names), ``environments`` (``metric``, ``sign`` and
         ``reference`` by id), ``evaluations`` (settings by name), ``runs`` (each ``agent``, ``environment``, ``seed``,
-        ``steps``, ``seconds`` of training, ``peak_memory`` in MB (None if it was not trained) and ``numbers`` by
+        ``steps``, ``seconds`` of training, ``peak_memory`` in MB (None if it was not trained), numbers of
+        ``parameters`` and of ``covariance_parameters`` (None if an older version evaluated it) and ``numbers`` by
         evaluation), ``n_runs`` (the unfinished included),
         ``curves`` (by environment and agent: ``steps``, ``mean``, ``low``, ``high`` of the return of training
         episodes), ``versions`` and ``commits``
@@ -117,10 +118,12 @@ def learning_curve(folder: RunFolder, edges: np.ndarray) -> np.ndarray:
 def _run(folder: RunFolder, agent: dict[str, Any]) -> dict[str, Any]:
     run = folder.run
     numbers = {}
+    posterior: dict[str, Any] = {}
     for name in folder.evaluations:
         found = folder.evaluation(name)
         assert found is not None
         numbers[name] = {key: _rounded(value) for key, value in found["numbers"].items()}
+        posterior = found.get("posterior", posterior)
     return {
         "agent": run.agent,
         "environment": run.env_id,
@@ -128,6 +131,8 @@ def _run(folder: RunFolder, agent: dict[str, Any]) -> dict[str, Any]:
         "steps": agent["steps"],
         "seconds": agent["seconds"],
         "peak_memory": agent.get("peak_memory"),
+        "parameters": posterior.get("policy_parameters"),
+        "covariance_parameters": posterior.get("covariance_parameters"),
         "numbers": numbers,
     }
 

@@ -20,6 +20,8 @@ _EVALUATIONS: dict[str, list[tuple[str, str]]] = {
         ("late", "overconfidence.moved_to_claimed_late"),
         ("entropy, nats a step early", "entropy.nats_per_step_early"),
         ("late", "entropy.nats_per_step_late"),
+        ("KL late/early: mean", "consistency.mean_part_ratio"),
+        ("covariance", "consistency.covariance_part_ratio"),
         ("confidence less accuracy of the policy", "policy_calibration.gap"),
     ],
     "belief": [
@@ -267,9 +269,16 @@ def _cost(results: dict[str, Any]) -> Table:
                 seconds = sum(run["seconds"] for run in runs)
                 memory = max(run["peak_memory"] for run in runs)
                 numbers = (steps / len(runs), seconds / len(runs), steps / seconds, memory)
-                rows.append([env_id, agent, str(len(runs)), *(f"{number:,.0f}" for number in numbers)])
+                # Of every seed the same; a results file of an older version has none
+                sizes = (runs[0].get(name) for name in ("parameters", "covariance_parameters"))
+                cells = [*(f"{number:,.0f}" for number in numbers), *("-" if n is None else f"{n:,}" for n in sizes)]
+                rows.append([env_id, agent, str(len(runs)), *cells])
     head = ["environment", "agent", "seeds", "steps", "seconds", "steps a second", "peak memory, MB"]
-    note = "Means over seeds, of the memory the most: whole processes with one thread, beside what else ran there."
+    head += ["parameters", "for the covariance"]
+    note = (
+        "Means over seeds, of the memory the most: whole processes with one thread, beside what else ran there. "
+        "Parameters of the policy, and those of them that only the posterior's covariance has."
+    )
     return Table(_TITLES["cost"], note, head, rows)
 
 
