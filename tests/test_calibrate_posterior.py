@@ -1,5 +1,6 @@
 """Prior and noise fitted so that a belief moves as much as it claims."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_laplace import LaplaceRecurrentPPO, calibrate_posterior, make_vec_env
 from sb3_laplace.posteriors import PosteriorStep, StepInputs
 from sb3_laplace.posthoc import calibrate_posterior as calibration
-from sb3_laplace.posthoc.empirical_bayes import Fit, Recording, against_spread, fit_posterior, ratios
+from sb3_laplace.posthoc.empirical_bayes import PARTS, Fit, Recording, against_spread, fit_posterior, ratios
 from sb3_laplace.readout import Readout
 from tests.helpers import RandomEnv
 from tests.test_laplace_recurrent_ppo import small_model
@@ -103,6 +104,26 @@ def test_on_the_bandit(covariance: str, tmp_path: Path) -> None:
     assert layer.noise_std == again.noise_std
     np.testing.assert_allclose(layer.prior_std, again.prior_std)
     np.testing.assert_allclose(layer.prior_mean.numpy(), again.prior_mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warns"), [(0.5, 0.2, True), (3.0, 0.2, True), (0.5, 0.47, False), (9.0, 1.2, False)]
+)
+def test_a_ratio_that_gets_worse_is_told(
+    before: float, after: float, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([before, after])
+    monkeypatch.setattr(calibration, "ratios", lambda *_: dict.fromkeys(PARTS, next(found)))
+    env = make_vec_env(BANDIT, 8, seed=0, env_kwargs={"trial_length": 8})
+    model = small_model(env, n_steps=16, batch_size=64, policy_kwargs={"latent_dim": 4})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrate_posterior(model, env, n_trials=20)
+    texts = [str(one.message) for one in caught if "further from 1" in str(one.message)]
+    assert len(texts) == warns
+    if warns:
+        assert f"{after:.2g} of what it claims" in texts[0]
+        assert f"{before:.2g} before" in texts[0]
 
 
 def test_without_a_task_it_is_the_latent_and_the_environment_is_left_as_it_was() -> None:

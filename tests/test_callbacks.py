@@ -39,7 +39,7 @@ POSTERIORS: dict[str, dict[str, Any]] = {
 }
 SCALARS = {
     *("entropy", "entropy_first_step", "entropy_last_step", "kl", "kl_first_step", "kl_last_step"),
-    *("kl_mean", "kl_covariance", "variance_max", "variance_min", "mean_step", "moved_to_claimed"),
+    *("kl_mean", "kl_covariance", "variance_max", "variance_min", "mean_step", "moved_to_claimed_latent"),
 }
 
 
@@ -114,7 +114,7 @@ def test_scalars_are_the_means_over_the_rollout(posterior: str) -> None:
         expected = {name: expected[name] for name in ("mean_step", "variance_max", "variance_min")}
     for name, values in expected.items():
         assert logged[name] == pytest.approx(values.mean(), rel=1e-3, abs=1e-6), name
-    assert set(logged) - {"moved_to_claimed"} == set(expected)
+    assert set(logged) - {"moved_to_claimed_latent"} == set(expected)
 
 
 def test_moved_to_claimed() -> None:
@@ -130,11 +130,11 @@ def test_moved_to_claimed() -> None:
         e = 1 - (precision @ step.posterior.covariance.double()).diagonal(dim1=1, dim2=2).sum(1) / 6
         moved += float(d[~starts].sum())
         claimed += float(e[~starts].sum())
-    assert recorder.posterior["moved_to_claimed"] == pytest.approx(moved / claimed, rel=1e-3)
+    assert recorder.posterior["moved_to_claimed_latent"] == pytest.approx(moved / claimed, rel=1e-3)
 
     constant = Recorder()
     small_model(policy_kwargs={"posterior": "constant_variance"}).learn(10, callback=[PosteriorCallback(), constant])
-    assert "moved_to_claimed" not in constant.posterior
+    assert "moved_to_claimed_latent" not in constant.posterior
 
 
 @pytest.mark.parametrize(

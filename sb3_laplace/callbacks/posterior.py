@@ -35,7 +35,7 @@ _LAYOUT = {
         "KL between successive posteriors": ["kl", "kl_mean", "kl_covariance"],
         "KL, first and last step of a trial": ["kl_first_step", "kl_last_step"],
         "marginal variance": ["variance_max", "variance_min"],
-        "moved to claimed": ["moved_to_claimed"],
+        "moved to claimed, whole latent": ["moved_to_claimed_latent"],
     }
 }
 
@@ -53,8 +53,8 @@ class PosteriorCallback(BaseCallback):
     - ``posterior/entropy_last_step``, ``posterior/kl_last_step``: at the last step of a trial
     - ``posterior/variance_max``, ``posterior/variance_min``: the largest and the smallest marginal variance
     - ``posterior/mean_step``: Euclidean length of the mean's step
-    - ``posterior/moved_to_claimed``: how far the mean moved over how far it should, but at the first steps; 1 for a
-      correct posterior, if its latent holds nothing but the task
+    - ``posterior/moved_to_claimed_latent``: how far the mean moved over how far it should, but at the first steps, in
+      the whole latent: 1 for a correct posterior if that holds nothing but the task, and no verdict on others
       (see :func:`~sb3_laplace.evaluation.overconfidence.judge_overconfidence`)
 
     At the end of training there is a warning if a Laplace posterior is nearly constant: if its precision grew by less
@@ -206,7 +206,7 @@ class PosteriorCallback(BaseCallback):
         claimed = values["expected_move"][~first].sum()
         if claimed > 0:
             dim = self.model.policy.latent_layer.latent_dim
-            self._record("moved_to_claimed", 2.0 * values["kl_mean"][~first].sum() / dim / claimed)
+            self._record("moved_to_claimed_latent", 2.0 * values["kl_mean"][~first].sum() / dim / claimed)
         if self._has_plots:
             self._add_to_curves(trial_step, values)
         if self._plots_are_due:

@@ -1,6 +1,7 @@
 """Setting prior and observation noise of an agent so that its belief moves as much as it claims to learn."""
 
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -107,6 +108,7 @@ def calibrate_posterior(
 
     Means do not change, so an agent that acts without samples acts as before; one that samples draws from another
     width, which its heads may not read well: :func:`~sb3_laplace.calibrate_prior_std` is for what sampling costs.
+    It warns where the ratio is further from 1 afterwards, as it can be of a mean that wavers or of correlated units.
 
     Full precision matrices take much memory: whenever those kept exceed 64 MB, every other trial is forgotten, until 40
     to 79 are left.
@@ -150,7 +152,20 @@ def calibrate_posterior(
     model.set_posterior_settings(prior_mean=means, prior_std=stds, noise_std=fit.noise_std)
     space = "latent" if readout is None else "task"
     over_spread = against_spread(others, fit, readout)
-    return PosteriorCalibration(*fit, before, after, *over_spread, space, len(halves[0]), len(halves[1]))
+    result = PosteriorCalibration(*fit, before, after, *over_spread, space, len(halves[0]), len(halves[1]))
+    if _is_further_from_one(after["all"], before["all"]):
+        warnings.warn(
+            f"Calibrated, the posterior moves {after['all']:.2g} of what it claims on the trials it was not fitted to, "
+            f"{before['all']:.2g} before: further from 1. Its width is fitted all the same, to a mean that moves "
+            f"{over_spread[0]:.2g} and claims {over_spread[1]:.2g} of the variance that the means end with: where "
+            "these are not 1, no prior and noise have both right."
+        )
+    return result
+
+
+def _is_further_from_one(ratio: float, other: float) -> bool:
+    """Whether a ratio is further from 1 than another, by a tenth at least; not where one does not exist."""
+    return ratio > 0 and other > 0 and abs(math.log(ratio)) > abs(math.log(other)) + math.log(1.1)
 
 
 @dataclass
