@@ -9,7 +9,8 @@ import pytest
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_laplace import LaplaceRecurrentPPO, make_vec_env
+from sb3_laplace import LaplaceRecurrentPPO, make_vec_env, posterior_trace
+from sb3_laplace.studies import evaluations
 from sb3_laplace.studies.evaluate import trained_agent
 from sb3_laplace.studies.evaluations import EVALUATIONS, Measured, TrainedAgent, metric_of
 from sb3_laplace.studies.execution import Worker
@@ -60,13 +61,32 @@ def test_evaluations_on_the_bandit(name: str, posterior: str) -> None:
     }
     assert expected[name] <= set(numbers)
     # Fixed trials, and nothing else that is drawn differs
-    assert measure(name, agent).numbers == numbers
+    assert measure(name, make_agent(BANDIT, posterior=posterior)).numbers == numbers
     if name == "return":
         assert numbers["regret"] == pytest.approx(25.0, abs=10.0)
     if name == "belief":
         assert (numbers["claimed_ratio"] is None) == (posterior == "point")
     if name == "posthoc":
         assert numbers["gain"] == pytest.approx(numbers["return"] - numbers["return_unsampled"])  # type: ignore[operator]
+
+
+def test_what_was_played_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = []
+
+    def trace(*args: Any, **kwargs: Any) -> Any:
+        played.append(args[3])
+        return posterior_trace(*args, **kwargs)
+
+    monkeypatch.setattr(evaluations, "posterior_trace", trace)
+    agent = make_agent(BANDIT)
+    settings = {"n_trials": 40, "seed": 3}
+    alone = EVALUATIONS["diagnosis"].measure(agent, settings).numbers
+    EVALUATIONS["return"].measure(agent, settings)
+    # Sampled, which both take, and by the mode
+    assert played == [False, True]
+    EVALUATIONS["return"].measure(agent, {**settings, "seed": 4})
+    assert played == [False, True] * 2
+    assert EVALUATIONS["diagnosis"].measure(agent, settings).numbers == alone
 
 
 def test_returns_of_the_episodes_of_a_trial() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +34,14 @@ class TrainedAgent:
     :param make_env: makes environments for a number of trials, with a seed
     :param env_id: id of the environment
     :param env_kwargs: keyword arguments of the environment
+    :param traces: what was played already, by number of trials, seed, and whether by the mode: evaluations share it
     """
 
     load: Callable[[], LaplaceRecurrentPPO]
     make_env: Callable[[int, int], VecEnv]
     env_id: str
     env_kwargs: dict[str, Any]
+    traces: dict[tuple[int, int, bool], PosteriorTrace] = field(default_factory=dict)
 
 
 class Measured(NamedTuple):
@@ -212,6 +214,13 @@ EVALUATIONS: dict[str, Evaluation] = {
 
 
 def _trace(agent: TrainedAgent, settings: dict[str, Any], deterministic: bool) -> PosteriorTrace:
+    key = (settings["n_trials"], settings["seed"], deterministic)
+    if key not in agent.traces:
+        agent.traces[key] = _play(agent, settings, deterministic)
+    return agent.traces[key]
+
+
+def _play(agent: TrainedAgent, settings: dict[str, Any], deterministic: bool) -> PosteriorTrace:
     model, env = agent.load(), agent.make_env(settings["n_trials"], settings["seed"])
     # After the agent is built, whose weights are drawn too
     set_random_seed(settings["seed"])
