@@ -21,7 +21,7 @@ from sb3_laplace.posthoc.calibrate import calibrate_prior_std
 _SEED = 20_000
 _REGRESSION = "sb3_laplace/FourierRegression-v0"
 # Numbers of observed pairs whose scores are numbers of the evaluation
-_PAIRS = (3, 10, 30)
+_PAIRS = (3, 5, 10, 30)
 # What the environment reports that is no figure of how well the agent does
 _NO_METRIC = ("target",)
 

@@ -36,9 +36,15 @@ _EVALUATIONS: dict[str, list[tuple[str, str]]] = {
     ],
     "regression": [
         (f"{title}, {context}, {pairs} pairs", f"{name}.{context}.{pairs}")
-        for context in ("train", "test")
-        for pairs in (3, 10)
-        for title, name in (("MSE", "mse"), ("NLL", "nll_mixture"), ("in 90%", "coverage_90"))
+        for context, title, name, all_pairs in (
+            ("train", "MSE", "mse", (3, 5, 10, 30)),
+            ("train", "NLL", "nll_mixture", (3, 10)),
+            ("train", "in 90%", "coverage_90", (3, 10)),
+            ("test", "MSE", "mse", (10,)),
+            ("test", "NLL", "nll_mixture", (10,)),
+            ("test", "in 90%", "coverage_90", (10,)),
+        )
+        for pairs in all_pairs
     ],
     "posthoc": [
         ("widest prior that costs nothing", "prior_std"),
