@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "return": {"n_trials": 12},
     "diagnosis": {"n_trials": 40},
     "belief": {"n_trials": 40},
-    "regression": {"n_functions": 2, "n_posterior_samples": 2},
+    "regression": {"n_functions": 2, "n_test_inputs": 20, "n_posterior_samples": 2},
     "posthoc": {"n_trials": 4, "prior_stds": [0.1, 1.0]},
 }
 

@@ -149,6 +149,7 @@ def _regression(agent: TrainedAgent, settings: dict[str, Any]) -> Measured:
         evaluation = evaluate_regression(
             agent.load(),
             settings["n_functions"],
+            n_test_inputs=settings["n_test_inputs"],
             n_posterior_samples=settings["n_posterior_samples"],
             context=context,
             seed=settings["seed"],
@@ -202,7 +203,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "belief": Evaluation(_belief, {"n_trials": 2000, "seed": _SEED}, lambda env_id: env_id in ORACLE_TASKS),
     "regression": Evaluation(
         _regression,
-        {"n_functions": 128, "n_posterior_samples": 30, "seed": _SEED},
+        {"n_functions": 128, "n_test_inputs": 300, "n_posterior_samples": 30, "seed": _SEED},
         lambda env_id: env_id == _REGRESSION,
     ),
     "posthoc": Evaluation(
