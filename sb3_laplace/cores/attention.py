@@ -143,6 +143,13 @@ class RelativeAttention(nn.Module):
 
         return self.output(attended.flatten(1)), pull
 
+    def block_length(self, length: int) -> int:
+        """Number of steps B of a block of :meth:`sequence`: of several blocks, or all of one.
+
+        :param length: steps T of the sequences
+        """
+        return min(length, max(self.memory_length, _SHORTEST_BLOCK))
+
     def sequence(self, inputs: th.Tensor, memory: th.Tensor, episodes: th.Tensor) -> th.Tensor:
         """All steps of S sequences at once.
 
@@ -150,13 +157,14 @@ class RelativeAttention(nn.Module):
         end with the block: time and memory grow as T (M + B), not as T^2.
 
         :param inputs: shape (S, T, H)
-        :param memory: inputs of the M steps before, the newest last, shape (S, M, H)
-        :param episodes: which episode each step of the memory and of the sequence is of, shape (S, M + T): a step reads
+        :param memory: inputs of the L = M steps before, the newest last, shape (S, L, H); of one block of steps L may be
+            less, if no sequence reads more
+        :param episodes: which episode each step of the memory and of the sequence is of, shape (S, L + T): a step reads
             those of its own
         :return: shape (S, T, H)
         """
-        length, reach = inputs.shape[1], self.memory_length
-        size = min(length, max(reach, _SHORTEST_BLOCK))
+        length, kept = inputs.shape[1], memory.shape[1]
+        size = self.block_length(length)
         # The last block is padded by steps that come after all others, and which nothing reads
         padding = -length % size
         inputs = F.pad(inputs, (0, 0, 0, padding))
@@ -164,10 +172,13 @@ class RelativeAttention(nn.Module):
         queries = self._by_heads(self.queries(inputs) / math.sqrt(self.head_size), size, size).mT
         u, v = (bias / math.sqrt(self.head_size) for bias in (self.content_bias, self.position_bias))
         read = th.cat((memory, inputs), dim=1)
-        keys, values = (self._by_heads(of(read), reach + size, size) for of in (self.keys, self.values))
-        # (S, blocks, heads, B, M + B)
-        logits = (queries + u) @ keys + _skewed((queries + v) @ self._of_distances())
-        of_query, of_key = episodes[:, reach:].unfold(1, size, size), episodes.unfold(1, reach + size, size)
+        keys, values = (self._by_heads(of(read), kept + size, size) for of in (self.keys, self.values))
+        # No step of a block is further than this from one that it reads
+        reach = min(self.memory_length, kept + size - 1)
+        of_position = _skewed((queries + v) @ self._of_distances()[..., self.memory_length - reach :])
+        # (S, blocks, heads, B, L + B)
+        logits = (queries + u) @ keys + of_position[..., reach - kept :]
+        of_query, of_key = episodes[:, kept:].unfold(1, size, size), episodes.unfold(1, kept + size, size)
         is_other = of_query.unsqueeze(-1) != of_key.unsqueeze(-2)
         weights = logits.masked_fill(is_other.unsqueeze(2), -math.inf).softmax(-1)
         attended = (weights @ values.mT).transpose(2, 3).flatten(3).flatten(1, 2)
@@ -180,7 +191,11 @@ class RelativeAttention(nn.Module):
         :param length: steps in a window
         :param stride: steps from one to the next
         """
-        return inputs.unflatten(-1, (self.n_heads, self.head_size)).unfold(1, length, stride)
+        of_heads = inputs.unflatten(-1, (self.n_heads, self.head_size))
+        if length == inputs.shape[1]:
+            # A view, whose gradient takes no sum over windows
+            return of_heads.permute(0, 2, 3, 1).unsqueeze(1)
+        return of_heads.unfold(1, length, stride)
 
 
 def _skewed(of_distances: th.Tensor) -> th.Tensor:

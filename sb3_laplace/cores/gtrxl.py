@@ -248,8 +248,13 @@ class GTrXL(Core):
         """
         _, memory, number = state
         of_steps = (episode_starts != 0).cumsum(1)
+        if inputs.is_cpu and self.blocks[0].attention.block_length(inputs.shape[1]) == inputs.shape[1]:
+            # What none of them reads is left out, which is all of it where rollouts begin with episodes. (A GPU would
+            # have to be waited for.)
+            longest = int((number[0] * (episode_starts[:, 0] == 0)).max())
+            memory = memory[:, :, self.memory_length - longest :]
         # The memory is of the episode that goes on with the first step, as far as there is any: of none is episode -1
-        age = th.arange(self.memory_length, 0, -1, device=number.device)
+        age = th.arange(memory.shape[2], 0, -1, device=number.device)
         of_memory = -(age > number[0].unsqueeze(1)).to(of_steps)
         episodes = th.cat((of_memory, of_steps), dim=1)
         stream = self.embedding(inputs)
