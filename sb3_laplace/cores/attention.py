@@ -157,8 +157,8 @@ class RelativeAttention(nn.Module):
         end with the block: time and memory grow as T (M + B), not as T^2.
 
         :param inputs: shape (S, T, H)
-        :param memory: inputs of the L = M steps before, the newest last, shape (S, L, H); of one block of steps L may be
-            less, if no sequence reads more
+        :param memory: inputs of the L = M steps before, the newest last, shape (S, L, H); where there is one block only
+            L may be less, if no sequence reads more
         :param episodes: which episode each step of the memory and of the sequence is of, shape (S, L + T): a step reads
             those of its own
         :return: shape (S, T, H)
