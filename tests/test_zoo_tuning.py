@@ -84,6 +84,26 @@ def test_a_trial_of_a_study_from_before_there_were_other_memories() -> None:
     assert HYPERPARAMS_CONVERTER["laplace_ppo_lstm"](params) == sampled
 
 
+@pytest.mark.parametrize("algo", OUR_ALGORITHMS)
+def test_a_configured_memory_stays(algo: str) -> None:
+    register_search_spaces()
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    sampled = HYPERPARAMS_SAMPLER[algo](trial, 0, 2, {search_spaces.HAS_MEMORY: True})
+    assert "rnn_type" not in trial.params
+    assert HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
+    configured = {"policy_kwargs": {"rnn_type": "gtrxl", "lstm_kwargs": {"memory_length": 3}}}
+    policy_kwargs = fit_to_configuration(sampled, configured, 2)["policy_kwargs"]
+    assert (policy_kwargs["rnn_type"], policy_kwargs["lstm_kwargs"]) == ("gtrxl", {"memory_length": 3})
+
+
+def test_tune_with_a_memory_of_ones_own(workplace: Path) -> None:
+    given = ["policy_kwargs:dict(rnn_type='gru', enable_critic_lstm=False, shared_lstm=True)"]
+    assert main(["tune", *TUNE, "--n-trials", "1", *SMALL, *given]) == 0
+    (trial,) = load_study().trials
+    assert "rnn_type" not in trial.params
+    assert "latent_dim" in trial.params
+
+
 def test_what_is_not_sampled_stays() -> None:
     configured = {
         "use_sde": True,

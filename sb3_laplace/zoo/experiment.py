@@ -39,7 +39,7 @@ from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.masking import MaskedEvalCallback, MaskedTrialEvalCallback
 from sb3_laplace.zoo.ranks import freq_of_rank
-from sb3_laplace.zoo.search_spaces import fit_to_configuration
+from sb3_laplace.zoo.search_spaces import HAS_MEMORY, fit_to_configuration
 from sb3_laplace.zoo.storage import check_not_locked, journal_path, study_errors
 from sb3_laplace.zoo.trials import SeedOfTrial, mean_over_seeds
 from sb3_laplace_envs.wrappers import Trial
@@ -419,6 +419,8 @@ class LaplaceExperimentManager(ExperimentManager):
     def _sample_within_configuration(
         self, sample: Callable[..., dict[str, Any]], trial: optuna.Trial, n_actions: int, n_envs: int, others: dict
     ) -> dict[str, Any]:
+        # What it has for one memory (lstm_kwargs) does not fit another
+        others = {**others, HAS_MEMORY: "rnn_type" in self._hyperparams.get("policy_kwargs", {})}
         hyperparams = fit_to_configuration(sample(trial, n_actions, n_envs, others), self._hyperparams, n_envs)
         for name in ("n_steps", "batch_size"):
             trial.set_user_attr(name, hyperparams[name])

@@ -7,6 +7,8 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 # Rollouts beyond this many steps, and more minibatches in an epoch, make an update slow without making it better
 _MAX_ROLLOUT, _MAX_MINIBATCHES = 2**16, 64
+#: Key of ``additional_args`` that says whether the configuration chooses the memory
+HAS_MEMORY = "has_memory"
 _RNN_TYPES = ("lstm", "gru", "mingru", "gtrxl")
 
 
@@ -36,11 +38,15 @@ def sample_vrnn_ppo_lstm_params(
 def sample_point_ppo_lstm_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """As :func:`sample_laplace_ppo_lstm_params`, without a posterior: RecurrentPPO's, the memory and the latent."""
+    """As :func:`sample_laplace_ppo_lstm_params`, without a posterior: RecurrentPPO's, the memory and the latent.
+
+    The memory is not sampled where the configuration chooses it: :data:`HAS_MEMORY` among ``additional_args`` says so.
+    """
     hyperparams = HYPERPARAMS_SAMPLER["ppo_lstm"](trial, n_actions, n_envs, additional_args)
-    latent_dim = trial.suggest_categorical("latent_dim", [8, 16, 32, 64])
-    rnn_type = trial.suggest_categorical("rnn_type", _RNN_TYPES)
-    hyperparams["policy_kwargs"] |= {"posterior": "point", "latent_dim": latent_dim, "rnn_type": rnn_type}
+    own: dict[str, Any] = {"posterior": "point", "latent_dim": trial.suggest_categorical("latent_dim", [8, 16, 32, 64])}
+    if not additional_args.get(HAS_MEMORY):
+        own["rnn_type"] = trial.suggest_categorical("rnn_type", _RNN_TYPES)
+    hyperparams["policy_kwargs"] |= own
     return hyperparams
 
 
@@ -57,7 +63,7 @@ def convert_vrnn_ppo_lstm_params(sampled_params: dict[str, Any]) -> dict[str, An
 def convert_point_ppo_lstm_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """Turn what a trial of :func:`sample_point_ppo_lstm_params` recorded into keyword arguments."""
     params = dict(sampled_params)
-    # Older studies have no rnn_type
+    # There is no rnn_type in older studies, and in those whose configuration has chosen it
     own = {name: params.pop(name) for name in ("latent_dim", "rnn_type") if name in params}
     hyperparams = HYPERPARAMS_CONVERTER["ppo_lstm"](params)
     hyperparams["policy_kwargs"] |= own | {"posterior": "point"}
