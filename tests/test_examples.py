@@ -234,17 +234,6 @@ def test_intervals_over_seeds() -> None:
         assert quantile == pytest.approx(quantiles.ppf(0.975, n - 1), abs=5e-4)
 
 
-@pytest.mark.parametrize("core", ["lstm", "gtrxl", "gtrxl-sum"])
-@pytest.mark.parametrize("task", ["bandit", "regression"])
-def test_attention(task: str, core: str, capsys: pytest.CaptureFixture[str]) -> None:
-    attention = load("attention.py")
-    attention.N_PAIRS = (1, 3)
-    attention.main([task, core, "--timesteps", "1", "--trials", "4"])
-    output = capsys.readouterr().out
-    assert f"{task}, {core}, point, seed 0: 12800 steps in" in output
-    assert ("regret" if task == "bandit" else "4 functions, 300 test inputs") in output
-
-
 def test_continuous(tmp_path: Path) -> None:
     """A study of five-step episodes, of which the checkpoints are evaluated, and an agent is filmed."""
     hyperparams = {**HYPERPARAMS, "n_steps": 15, "batch_size": 30, "normalize": True}

@@ -1,4 +1,4 @@
-"""The numbers of docs/results.md are those of docs/results/*.json."""
+"""The numbers of docs/results.md and the pages like it are those of docs/results/*.json."""
 
 import importlib.util
 import json
@@ -33,10 +33,12 @@ def rows_of(text: str, name: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in match[1].splitlines()[2:]]
 
 
-def test_the_page_is_what_the_script_writes(script: ModuleType) -> None:
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert script.insert(text, script.parts()) == text
-    assert set(re.findall("<!-- begin (.*) -->", text)) == set(script.parts())
+def test_the_pages_are_what_the_script_writes(script: ModuleType) -> None:
+    for path, parts in script.pages().items():
+        text = (DOCS / path).read_text(encoding="utf-8")
+        assert script.insert(text, parts) == text
+        # Beside them a page may have tables of the studies' own
+        assert set(re.findall(f"<!-- begin ({Path(path).stem}\\..*) -->", text)) == set(parts)
 
 
 def test_numbers_are_those_of_the_files() -> None:

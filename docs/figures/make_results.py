@@ -1,4 +1,4 @@
-"""Writes the numbers of docs/results.md: ``python docs/figures/make_results.py``, at once.
+"""Writes the numbers of docs/results.md and of the pages below: ``python docs/figures/make_results.py``, at once.
 
 They are those of docs/results/*.json, which the studies' reports write. Run it after those.
 """
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 DOCS = Path(__file__).parent.parent
-sys.path.insert(0, str(DOCS.parent / "examples"))
+sys.path[:0] = [str(DOCS.parent / "examples"), str(DOCS / "figures")]
 
 from belief_study import NAMES, Results, cell, insert  # noqa: E402
 from consistency import KL_COEFS  # noqa: E402
+from study_tables import memories, table  # noqa: E402
 
 from sb3_laplace.studies.results import values  # noqa: E402
 
@@ -35,11 +36,6 @@ POINT_ROBOT = "sb3_laplace/PointRobot-v0"
 def load(name: str) -> Any:
     """Results of a study."""
     return json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def belief() -> str:
@@ -91,7 +87,7 @@ def point_robot_belief() -> str:
 
 
 def parts() -> dict[str, str]:
-    """All that is inserted, by its markers."""
+    """All that is inserted into docs/results.md, by its markers."""
     return {
         "results.belief": belief(),
         "results.consistency": consistency(),
@@ -102,6 +98,15 @@ def parts() -> dict[str, str]:
     }
 
 
+def pages() -> dict[str, dict[str, str]]:
+    """All that is inserted, by the page's path and its markers."""
+    return {
+        "results.md": parts(),
+        "memories.md": memories({name: load(name) for name in ("cores", "cores_control", "popgym_study")}),
+    }
+
+
 if __name__ == "__main__":
-    page = DOCS / "results.md"
-    page.write_text(insert(page.read_text(encoding="utf-8"), parts()), encoding="utf-8")
+    for path, found in pages().items():
+        page = DOCS / path
+        page.write_text(insert(page.read_text(encoding="utf-8"), found), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Tables of docs/memories.md, from what the studies of memories found; make_results.py writes them."""
+
+from typing import Any
+
+import numpy as np
+
+from sb3_laplace.studies.results import values
+from sb3_laplace.studies.statistics import estimate, mean
+
+#: Memories by the names that the studies have for them
+MEMORIES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU", "gtrxl": "attention"}
+#: Rows: study, environment, evaluation, number, what it is
+SCORES = (
+    ("cores", "sb3_laplace/DirichletBandit-v0", "return", "regret", "bandit, regret after 50 pulls (less is better)"),
+    ("cores", "sb3_laplace/GridNavigation-v0", "return", "goals_reached", "grid, goals in 100 steps"),
+    ("cores", "sb3_laplace/FourierRegression-v0", "regression", "mse.train.5", "regression, error after 5 pairs"),
+    ("cores", "sb3_laplace/FourierRegression-v0", "regression", "mse.train.10", "after 10"),
+    ("cores", "sb3_laplace/FourierRegression-v0", "regression", "mse.train.30", "after 30"),
+    ("cores_control", "CartPoleNoVel-v1", "return", "return_mode", "CartPoleNoVel, return, mode"),
+    ("cores_control", "PendulumNoVel-v1", "return", "return_mode", "PendulumNoVel, return, mode"),
+    ("popgym_study", "popgym_trials/RepeatPreviousEasy-v0", "return", "return", "popgym RepeatPreviousEasy, return"),
+    (
+        "popgym_study",
+        "popgym_trials/MultiarmedBanditEasy-v0",
+        "return",
+        "return",
+        "popgym MultiarmedBanditEasy, return",
+    ),
+)
+#: Tasks that report a task, whose belief the diagnosis is about
+TASKS = {
+    "sb3_laplace/DirichletBandit-v0": "bandit",
+    "sb3_laplace/GridNavigation-v0": "grid",
+    "sb3_laplace/FourierRegression-v0": "regression",
+}
+
+Studies = dict[str, dict[str, Any]]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def interval(found: dict[int, float], digits: int = 3) -> str:
+    """``mean [low, high]`` over seeds."""
+    one = estimate(mean, [np.array(list(found.values()))])
+    return "{:.{d}g} [{:.{d}g}, {:.{d}g}]".format(*one, d=digits)
+
+
+def scores(studies: Studies) -> str:
+    """How well each memory does on each task, acting as in training but where the row says otherwise."""
+    rows = []
+    for study, env_id, evaluation, number, title in SCORES:
+        found = [values(studies[study], name, env_id, evaluation, number) for name in MEMORIES]
+        rows.append([title, str(min(map(len, found))), *(interval(one) for one in found)])
+    return table(["task", "seeds", *MEMORIES.values()], rows)
+
+
+def cost(studies: Studies) -> str:
+    """Steps a second of whole trainings, and the most memory that one took."""
+    rows = []
+    for document in studies.values():
+        for env_id in document["environments"]:
+            cells = []
+            for name in MEMORIES:
+                runs = [run for run in document["runs"] if (run["agent"], run["environment"]) == (name, env_id)]
+                speed = sum(run["steps"] for run in runs) / sum(run["seconds"] for run in runs)
+                cells.append(f"{speed:,.0f}; {max(run['peak_memory'] for run in runs):.0f}")
+            rows.append([env_id.rpartition("/")[2], *cells])
+    return table(["environment", *MEMORIES.values()], rows)
+
+
+def diagnosis(studies: Studies) -> str:
+    """What a Laplace posterior claims that is put on the point agents afterwards."""
+    rows = []
+    for env_id, task in TASKS.items():
+        for name, title in MEMORIES.items():
+
+            def of(number: str, name: str = name, env_id: str = env_id) -> list[float]:
+                return list(values(studies["cores"], f"{name}-after", env_id, "diagnosis", number).values())
+
+            moved = [of(f"overconfidence.moved_to_claimed{part}") for part in ("", "_early", "_late")]
+            entropy = of("entropy.nats_per_step_early")
+            settles = of("consistency.mean_part_ratio")
+            rows.append([task, title, str(len(moved[0])), *map(ratios, moved), spread(entropy), spread(settles)])
+    head = ["task", "memory", "seeds", "moved/claimed", "early", "late", "entropy, nats a step early"]
+    return table([*head, "KL's mean part, late/early"], rows)
+
+
+def ratios(found: list[float]) -> str:
+    """Geometric mean of ratios, and the smallest and largest of them."""
+    center = np.exp(np.mean(np.log(found)))
+    return f"{center:.2g} ({min(found):.2g} to {max(found):.2g})"
+
+
+def spread(found: list[float]) -> str:
+    """Mean, and the smallest and largest."""
+    return f"{np.mean(found):.2g} ({min(found):.2g} to {max(found):.2g})"
+
+
+def memories(studies: Studies) -> dict[str, str]:
+    """All tables of the page, by their markers.
+
+    :param studies: results of the studies "cores", "cores_control" and "popgym_study", by name
+    """
+    return {
+        "memories.scores": scores(studies),
+        "memories.cost": cost(studies),
+        "memories.diagnosis": diagnosis(studies),
+    }
