@@ -6,6 +6,7 @@ import numpy as np
 
 from sb3_laplace.studies.results import values
 from sb3_laplace.studies.statistics import estimate, mean
+from sb3_laplace.studies.tables import cell
 
 #: Memories by the names that the studies have for them
 MEMORIES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU", "gtrxl": "attention"}
@@ -34,6 +35,13 @@ TASKS = {
     "sb3_laplace/FourierRegression-v0": "regression",
 }
 
+#: Numbers of the diagnosis, three of them ratios
+DIAGNOSIS = (
+    *(f"overconfidence.moved_to_claimed{part}" for part in ("", "_early", "_late")),
+    "entropy.nats_per_step_early",
+    "consistency.mean_part_ratio",
+)
+
 Studies = dict[str, dict[str, Any]]
 
 
@@ -42,18 +50,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
-def interval(found: dict[int, float], digits: int = 3) -> str:
-    """``mean [low, high]`` over seeds."""
-    one = estimate(mean, [np.array(list(found.values()))])
-    return "{:.{d}g} [{:.{d}g}, {:.{d}g}]".format(*one, d=digits)
-
-
 def scores(studies: Studies) -> str:
     """How well each memory does on each task, acting as in training but where the row says otherwise."""
     rows = []
     for study, env_id, evaluation, number, title in SCORES:
         found = [values(studies[study], name, env_id, evaluation, number) for name in MEMORIES]
-        rows.append([title, str(min(map(len, found))), *(interval(one) for one in found)])
+        intervals = [estimate(mean, [np.array(list(one.values()))]) for one in found]
+        rows.append([title, str(min(map(len, found))), *map(cell, intervals)])
     return table(["task", "seeds", *MEMORIES.values()], rows)
 
 
@@ -76,13 +79,10 @@ def diagnosis(studies: Studies) -> str:
     rows = []
     for env_id, task in TASKS.items():
         for name, title in MEMORIES.items():
-
-            def of(number: str, name: str = name, env_id: str = env_id) -> list[float]:
-                return list(values(studies["cores"], f"{name}-after", env_id, "diagnosis", number).values())
-
-            moved = [of(f"overconfidence.moved_to_claimed{part}") for part in ("", "_early", "_late")]
-            entropy = of("entropy.nats_per_step_early")
-            settles = of("consistency.mean_part_ratio")
+            *moved, entropy, settles = (
+                list(values(studies["cores"], f"{name}-after", env_id, "diagnosis", number).values())
+                for number in DIAGNOSIS
+            )
             rows.append([task, title, str(len(moved[0])), *map(ratios, moved), spread(entropy), spread(settles)])
     head = ["task", "memory", "seeds", "moved/claimed", "early", "late", "entropy, nats a step early"]
     return table([*head, "KL's mean part, late/early"], rows)

@@ -68,7 +68,7 @@ def evaluate(folder: RunFolder, name: str, agent: TrainedAgent) -> None:
         "numbers": measured.numbers,
         "seconds": seconds,
         "steps": trained["steps"],
-        "posterior": agent.load().policy.posterior_summary(),
+        "posterior": agent.posterior,
         **provenance(),
         "details": measured.details,
     }

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,11 @@ class TrainedAgent:
     env_id: str
     env_kwargs: dict[str, Any]
     traces: dict[tuple[int, int, bool], PosteriorTrace] = field(default_factory=dict)
+
+    @cached_property
+    def posterior(self) -> dict[str, Any]:
+        """The posterior's name and sizes, see :meth:`~sb3_laplace.LaplaceLstmPolicy.posterior_summary`."""
+        return self.load().policy.posterior_summary()
 
 
 class Measured(NamedTuple):

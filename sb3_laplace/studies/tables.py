@@ -156,7 +156,7 @@ def _scores(results: dict[str, Any]) -> Table:
                     _array(values(results, agent, env_id, "return", f"{score}{suffix}")) for suffix in _MODES.values()
                 ]
                 if found[0].size:
-                    cells = [_cell(estimate(what, [one])) for one in found for what in (mean, interquartile_mean)]
+                    cells = [cell(estimate(what, [one])) for one in found for what in (mean, interquartile_mean)]
                     rows.append([env_id, score.replace("_", " "), agent, str(found[0].size), *cells])
     head = ["environment", "score", "agent", "seeds", "sampled: mean", "IQM", "mode: mean", "IQM"]
     note = "A trial's total, over the same trials for all agents, with sampled actions and by the mode of the policy."
@@ -173,7 +173,7 @@ def _episodes(results: dict[str, Any]) -> Table:
                 names = [f"return_episode_{i}{suffix}" for i in range(1, most + 1)]
                 found = [_array(values(results, agent, env_id, "return", name)) for name in names]
                 if found[0].size:
-                    cells = [_cell(estimate(mean, [one])) if one.size else "-" for one in found]
+                    cells = [cell(estimate(mean, [one])) if one.size else "-" for one in found]
                     rows.append([env_id, agent, mode, str(found[0].size), *cells])
     head = ["environment", "agent", "actions", "seeds", *(f"episode {i}" for i in range(1, most + 1))]
     note = "Means over seeds, on the same trials for all agents, of environments whose trials have several episodes."
@@ -191,8 +191,8 @@ def _differences(results: dict[str, Any]) -> Table:
                 own, base = (values(results, one, env_id, "return", number) for one in (agent, results["baseline"]))
                 paired = np.array([own[seed] - base[seed] for seed in own if seed in base])
                 n_pairs = paired.size
-                cells.append(_cell(estimate(mean, [paired]), "+") if n_pairs else "")
-                cells.append(_cell(better[mode][env_id][agent]))
+                cells.append(cell(estimate(mean, [paired]), "+") if n_pairs else "")
+                cells.append(cell(better[mode][env_id][agent]))
             wanted = "higher" if environment["sign"] > 0 else "lower"
             score = f"{environment['metric'].replace('_', ' ')} ({wanted} is better)"
             rows.append([env_id, score, agent, str(n_pairs), *cells])
@@ -221,7 +221,7 @@ def _aggregate(results: dict[str, Any]) -> Table:
         strata = {mode: _normalized(results, agent, suffix) for mode, suffix in _MODES.items()}
         if all(stratum.size for stratum in strata["sampled"]):
             n = sum(stratum.size for stratum in strata["sampled"])
-            cells = [_cell(estimate(what, strata[mode])) for mode in _MODES for what in (mean, interquartile_mean)]
+            cells = [cell(estimate(what, strata[mode])) for mode in _MODES for what in (mean, interquartile_mean)]
             rows.append([agent, str(n), *cells, *_improvement_over_all(results, agent, strata)])
     head = ["agent", "runs", "sampled: mean", "IQM", "mode: mean", "IQM"]
     if results["baseline"]:
@@ -247,7 +247,7 @@ def _improvement_over_all(results: dict[str, Any], agent: str, strata: dict[str,
     for mode, suffix in _MODES.items():
         base = _normalized(results, results["baseline"], suffix)
         is_compared = agent != results["baseline"] and all(stratum.size for stratum in base)
-        cells.append(_cell(probability_of_improvement(strata[mode], base)) if is_compared else "")
+        cells.append(cell(probability_of_improvement(strata[mode], base)) if is_compared else "")
     return cells
 
 
@@ -257,7 +257,7 @@ def _evaluation(results: dict[str, Any], name: str, columns: Sequence[tuple[str,
         for agent in results["agents"]:
             found = [_array(values(results, agent, env_id, name, number)) for _, number in columns]
             if any(one.size for one in found):
-                cells = [_cell(estimate(mean, [one])) if one.size else "-" for one in found]
+                cells = [cell(estimate(mean, [one])) if one.size else "-" for one in found]
                 rows.append([env_id, agent, str(max(one.size for one in found)), *cells])
     note = "Means over seeds; - where an agent has no such number (a point has no width)."
     return Table(_TITLES[name], note, ["environment", "agent", "seeds", *(title for title, _ in columns)], rows)
@@ -292,8 +292,12 @@ def _array(by_seed: dict[int, float]) -> np.ndarray:
     return np.array(list(by_seed.values()), dtype=np.float64)
 
 
-def _cell(one: Estimate, sign: str = "") -> str:
-    """``value [low, high]``; the value alone where there is no interval."""
+def cell(one: Estimate, sign: str = "") -> str:
+    """``value [low, high]``; the value alone where there is no interval.
+
+    :param one: the value and its interval
+    :param sign: "+" to show the sign of positive numbers too
+    """
     numbers = [one.value] if math.isnan(one.low) else list(one)
     texts = [f"{number:{sign},.0f}" if abs(number) >= 1e4 else f"{number:{sign}.3g}" for number in numbers]
     return texts[0] if len(texts) == 1 else f"{texts[0]} [{texts[1]}, {texts[2]}]"
