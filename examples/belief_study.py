@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_laplace import BeliefEvaluation, LaplaceRecurrentPPO, calibrate_posterior, evaluate_belief, make_vec_env
 from sb3_laplace.plots.traces import COLORS, new_figure, set_log
+from sb3_laplace.studies.tables import markdown
 
 ENV_ID = TASKS["bandit"][0]
 #: How an agent of each variant differs from the base: arguments of the algorithm, and keywords of the policy
@@ -242,8 +243,7 @@ def table(variants: list[str], columns: list[tuple[str, str, str]], values: Call
         n = len(values(variant, columns[0][1]))
         if n:
             rows.append([NAMES[variant], str(n), *(cell(values(variant, key), form) for _, key, form in columns)])
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, rows)
 
 
 def tables(results: Results) -> dict[str, str]:

@@ -17,6 +17,7 @@ from belief_study import cell, insert
 from stable_baselines3.common.logger import configure
 
 from sb3_laplace import LaplaceRecurrentPPO, diagnose, make_vec_env, posterior_trace
+from sb3_laplace.studies.tables import markdown
 
 #: Coefficients of the KL that are compared
 KL_COEFS: dict[str, Any] = {"fixed": 1e-4, "auto": "auto"}
@@ -68,8 +69,8 @@ def table(results: dict[str, Any]) -> str:
     :param results: what was measured, by TASK-KL-SEED
     """
     ratios = ("moved_to_claimed", *(f"moved_to_claimed_{part}" for part in ("early", "middle", "late")))
-    names = ("task", "kl_coef", "seeds", "moved/claimed", "early", "middle", "late", "return, sampled", "return, mode")
-    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
+    head = ["task", "kl_coef", "seeds", "moved/claimed", "early", "middle", "late", "return, sampled", "return, mode"]
+    rows = []
     for task in TASKS:
         of_task: dict[str, dict[str, dict[str, Any]]] = {kl: {} for kl in KL_COEFS}
         for name, numbers in sorted(results.items()):
@@ -80,15 +81,15 @@ def table(results: dict[str, Any]) -> str:
             if seeds:
                 cells = [_spread([one["sampled"][key] for one in seeds.values()]) for key in ratios]
                 cells += [cell([one[way]["return"] for one in seeds.values()], ".2f") for way in ("sampled", "mode")]
-                lines.append("| " + " | ".join([task, kl, str(len(seeds)), *cells]) + " |")
+                rows.append([task, kl, str(len(seeds)), *cells])
         both = [(of_task["auto"][seed], one) for seed, one in of_task["fixed"].items() if seed in of_task["auto"]]
         if both:
             gains = [
                 [auto[way]["return"] - fixed[way]["return"] for auto, fixed in both] for way in ("sampled", "mode")
             ]
             cells = [cell(gain, "+.2f") for gain in gains]
-            lines.append("| " + " | ".join([task, "auto - fixed", str(len(both)), *[""] * 4, *cells]) + " |")
-    return "\n".join(lines)
+            rows.append([task, "auto - fixed", str(len(both)), *[""] * 4, *cells])
+    return markdown(head, rows)
 
 
 def _spread(ratios: list[float]) -> str:

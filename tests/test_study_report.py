@@ -43,7 +43,7 @@ def make_finished(folder: Path, **changes: Any) -> Study:
         pretend_trained(one)
         if one.run.source is None:
             write_attempt(one, 1, steps=0, episodes=80, reward=regret)
-        numbers = {"return": -regret, "return_mode": 1 - regret, "regret": regret, "regret_mode": regret - 1}
+        numbers = {"return": 30 - regret, "return_mode": 31 - regret, "regret": regret, "regret_mode": regret - 1}
         pretend_evaluated(one, "return", numbers)
         pretend_evaluated(one, "diagnosis", {"overconfidence.moved_to_claimed": None, "policy_calibration.gap": 0.125})
         pretend_evaluated(one, "belief", {"r2": 0.5, "lost": None})
@@ -59,9 +59,9 @@ def test_scores_and_differences(tmp_path: Path) -> None:
     assert list(found) == ["scores", "differences", "diagnosis", "belief", "cost"]
     rows = {(row[1], row[2]): row for row in found["scores"].rows}
     regret = np.array(REGRET["good"])
-    expected = [cell_of(estimate(what, [one])) for one in (regret, regret - 1) for what in (mean, interquartile_mean)]
+    expected = [cell_of(estimate(mean, [one])) for one in (regret, regret - 1)]
     assert rows["regret", "good"] == [BANDIT, "regret", "good", "3", *expected]
-    assert rows["return", "good"][4].startswith("-5 [-6, -4")
+    assert rows["return", "good"][4].startswith("25 [24, 26")
     differences = {row[2]: row for row in found["differences"].rows}
     # By seed: -1, -1, -4
     paired = estimate(mean, [np.array([-1.0, -1.0, -4.0])])
@@ -69,6 +69,26 @@ def test_scores_and_differences(tmp_path: Path) -> None:
     # Less is better: 4 beats all of 5, 7, 9; 6 two; 5 two and ties once
     assert float(differences["good"][5].split()[0]) == pytest.approx((3 + 2 + 2.5) / 9, abs=5e-4)
     assert set(differences) == {"good", "made"}
+
+
+def test_interquartile_means_where_they_leave_a_run_out(tmp_path: Path) -> None:
+    results = collect(make_finished(tmp_path))
+    results["runs"] += [dict(run, seed=3) for run in results["runs"] if run["seed"] == 0]
+    regret = np.array([*REGRET["good"], REGRET["good"][0]])
+    expected = [cell_of(estimate(what, [one])) for one in (regret, regret - 1) for what in (mean, interquartile_mean)]
+    table = tables(results)["scores"]
+    assert table.head[4:] == ["sampled: mean", "sampled: IQM", "mode: mean", "mode: IQM"]
+    assert [BANDIT, "regret", "good", "4", *expected] in table.rows
+
+
+def test_a_return_that_is_the_metric_is_left_out(tmp_path: Path) -> None:
+    results = collect(make_finished(tmp_path))
+    assert {row[1] for row in tables(results)["scores"].rows} == {"regret", "return"}
+    for run in results["runs"]:
+        run["numbers"]["return"]["return"] = -run["numbers"]["return"]["regret"]
+    assert {row[1] for row in tables(results)["scores"].rows} == {"regret"}
+    results["runs"][0]["numbers"]["return"]["return"] = -1.0
+    assert {row[1] for row in tables(results)["scores"].rows} == {"regret", "return"}
 
 
 def test_what_training_took(tmp_path: Path) -> None:

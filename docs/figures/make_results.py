@@ -15,9 +15,10 @@ sys.path[:0] = [str(DOCS.parent / "examples"), str(DOCS / "figures")]
 
 from belief_study import NAMES, Results, cell, insert  # noqa: E402
 from consistency import KL_COEFS  # noqa: E402
-from study_tables import memories, table  # noqa: E402
+from study_tables import memories  # noqa: E402
 
 from sb3_laplace.studies.results import values  # noqa: E402
+from sb3_laplace.studies.tables import markdown  # noqa: E402
 
 #: Variants of the study of beliefs that are shown here
 VARIANTS = ("base", "k0", "gru", "full", "calibrated")
@@ -46,7 +47,7 @@ def belief() -> str:
         n = len(results.values(variant, "r2"))
         numbers = [cell(list(results.values(variant, key).values()), form) for _, key, form in BELIEF_COLUMNS]
         rows.append([NAMES[variant], str(n), *numbers])
-    return table(["agent", "seeds", *(title for title, _, _ in BELIEF_COLUMNS)], rows)
+    return markdown(["agent", "seeds", *(title for title, _, _ in BELIEF_COLUMNS)], rows)
 
 
 def consistency() -> str:
@@ -61,7 +62,7 @@ def consistency() -> str:
                 for part in ("", "_early", "_middle", "_late")
             ]
             rows.append([task, kl, str(len(of_seeds)), *ratios, cell([one["return"] for one in of_seeds], ".2f")])
-    return table(["task", "`kl_coef`", "seeds", "moved/claimed", "early", "middle", "late", "return, sampled"], rows)
+    return markdown(["task", "`kl_coef`", "seeds", "moved/claimed", "early", "middle", "late", "return, sampled"], rows)
 
 
 def episodes(study: str, environment: str, n_episodes: int) -> str:
@@ -73,7 +74,7 @@ def episodes(study: str, environment: str, n_episodes: int) -> str:
         returns = [list(values(document, agent, environment, "return", name).values()) for name in names]
         if returns[0]:
             rows.append([agent, str(len(returns[0])), *(cell(one, ".1f") for one in returns)])
-    return table(["agent", "seeds", *(f"episode {i + 1}" for i in range(n_episodes))], rows)
+    return markdown(["agent", "seeds", *(f"episode {i + 1}" for i in range(n_episodes))], rows)
 
 
 def point_robot_belief() -> str:

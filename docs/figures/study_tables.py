@@ -6,7 +6,7 @@ import numpy as np
 
 from sb3_laplace.studies.results import values
 from sb3_laplace.studies.statistics import estimate, mean
-from sb3_laplace.studies.tables import cell
+from sb3_laplace.studies.tables import cell, markdown
 
 #: Memories by the names that the studies have for them
 MEMORIES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU", "gtrxl": "attention"}
@@ -45,11 +45,6 @@ DIAGNOSIS = (
 Studies = dict[str, dict[str, Any]]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
-
-
 def scores(studies: Studies) -> str:
     """How well each memory does on each task, acting as in training but where the row says otherwise."""
     rows = []
@@ -57,7 +52,7 @@ def scores(studies: Studies) -> str:
         found = [values(studies[study], name, env_id, evaluation, number) for name in MEMORIES]
         intervals = [estimate(mean, [np.array(list(one.values()))]) for one in found]
         rows.append([title, str(min(map(len, found))), *map(cell, intervals)])
-    return table(["task", "seeds", *MEMORIES.values()], rows)
+    return markdown(["task", "seeds", *MEMORIES.values()], rows)
 
 
 def cost(studies: Studies) -> str:
@@ -71,7 +66,7 @@ def cost(studies: Studies) -> str:
                 speed = sum(run["steps"] for run in runs) / sum(run["seconds"] for run in runs)
                 cells.append(f"{speed:,.0f}; {max(run['peak_memory'] for run in runs):.0f}")
             rows.append([env_id.rpartition("/")[2], *cells])
-    return table(["environment", *MEMORIES.values()], rows)
+    return markdown(["environment", *MEMORIES.values()], rows)
 
 
 def diagnosis(studies: Studies) -> str:
@@ -85,7 +80,7 @@ def diagnosis(studies: Studies) -> str:
             )
             rows.append([task, title, str(len(moved[0])), *map(ratios, moved), spread(entropy), spread(settles)])
     head = ["task", "memory", "seeds", "moved/claimed", "early", "late", "entropy, nats a step early"]
-    return table([*head, "KL's mean part, late/early"], rows)
+    return markdown([*head, "KL's mean part, late/early"], rows)
 
 
 def ratios(found: list[float]) -> str:

@@ -313,8 +313,11 @@ def judge_policy_calibration(data: Trials) -> Finding:
     if not data.enough:
         return data.no_verdict(question)
     trace = data.trace
+    as_sure = "The policy is as sure as it is right."
     if data.exists(trace.regret) and data.exists(trace.confidence):
         numbers = _confidence_and_accuracy(data)
+        # One that acts at random is, too
+        as_sure = f"The policy is as sure as it is right: in {numbers['accuracy'].value:.0%} of its choices."
     elif data.exists(trace.target_quantile):
         distance = np.abs(data.get(trace.target_quantile) - 0.5)
         numbers = {
@@ -330,7 +333,7 @@ def judge_policy_calibration(data: Trials) -> Finding:
     if gap.high < -_CLOSE_PROBABILITY:
         return Finding(question, "underconfident", numbers, "The policy is less sure than it is right.")
     if gap.low > -_CLOSE_PROBABILITY and gap.high < _CLOSE_PROBABILITY:
-        return Finding(question, "calibrated", numbers, "The policy is as sure as it is right.")
+        return Finding(question, "calibrated", numbers, as_sure)
     return Finding(question, UNDECIDED, numbers, MORE_TRIALS)
 
 

@@ -1,6 +1,7 @@
 """The tables of a study: means over seeds with 95% bootstrap intervals, and what differs from the baseline."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,8 @@ _TITLES = {
     "posthoc": "A posterior put on afterwards",
     "cost": "What training took",
 }
+# Of fewer runs an interquartile mean leaves none out: it is the mean
+_FEWEST_OF_IQM = 4
 # How actions are chosen, and what the names of the numbers end with
 _MODES = {"sampled": "", "mode": "_mode"}
 
@@ -85,8 +88,16 @@ class Table:
 
     def markdown(self) -> str:
         """The head and the rows in Markdown."""
-        lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown(self.head, self.rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    :param head: titles of the columns
+    :param rows: cells of each row
+    """
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def tables(results: dict[str, Any]) -> dict[str, Table]:
@@ -149,18 +160,30 @@ def improvements(results: dict[str, Any], mode: str) -> dict[str, dict[str, Esti
 
 def _scores(results: dict[str, Any]) -> Table:
     rows = []
+    n_seeds = Counter((run["agent"], run["environment"]) for run in results["runs"])
+    statistics = {"mean": mean}
+    if max(n_seeds.values()) >= _FEWEST_OF_IQM:
+        statistics["IQM"] = interquartile_mean
     for env_id, environment in results["environments"].items():
-        for score in dict.fromkeys((environment["metric"], "return")):
+        for score in _scores_of(results, env_id, environment["metric"]):
             for agent in results["agents"]:
                 found = [
                     _array(values(results, agent, env_id, "return", f"{score}{suffix}")) for suffix in _MODES.values()
                 ]
                 if found[0].size:
-                    cells = [cell(estimate(what, [one])) for one in found for what in (mean, interquartile_mean)]
+                    cells = [cell(estimate(what, [one])) for one in found for what in statistics.values()]
                     rows.append([env_id, score.replace("_", " "), agent, str(found[0].size), *cells])
-    head = ["environment", "score", "agent", "seeds", "sampled: mean", "IQM", "mode: mean", "IQM"]
+    head = ["environment", "score", "agent", "seeds", *(f"{mode}: {name}" for mode in _MODES for name in statistics)]
     note = "A trial's total, over the same trials for all agents, with sampled actions and by the mode of the policy."
     return Table(_TITLES["scores"], note, head, rows)
+
+
+def _scores_of(results: dict[str, Any], env_id: str, metric: str) -> list[str]:
+    """The task's own metric, and the return unless that is the same number (of the other sign, where it is a cost)."""
+    of_runs = [run["numbers"].get("return", {}) for run in results["runs"] if run["environment"] == env_id]
+    pairs = [(one.get(metric), one.get("return")) for one in of_runs]
+    is_same = all(a is not None and b is not None and math.isclose(abs(a), abs(b), rel_tol=1e-4) for a, b in pairs)
+    return [metric] if metric == "return" or is_same else [metric, "return"]
 
 
 def _episodes(results: dict[str, Any]) -> Table:
