@@ -2,22 +2,16 @@
 
 import argparse
 import copy
-import io
 import math
 import os
-import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import optuna
-import yaml
-from gymnasium.error import Error as GymnasiumError
 from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
@@ -35,6 +29,7 @@ from sb3_laplace.policies.features import MlpFeatures
 from sb3_laplace.policies.laplace_lstm_policy import LaplaceLstmPolicy
 from sb3_laplace.vec_env import make_batched_vec_env
 from sb3_laplace.zoo.algorithms import algorithm_of, default_config
+from sb3_laplace.zoo.blame import CONFIGURATION_ERRORS, BlamingExperimentManager
 from sb3_laplace.zoo.checkpoints import Checkpoint, WholeCheckpointCallback
 from sb3_laplace.zoo.hyperparams import check_names, check_run, check_schedule, check_types
 from sb3_laplace.zoo.masking import MaskedEvalCallback, MaskedTrialEvalCallback
@@ -50,35 +45,11 @@ exp_manager.MlpFeatures = MlpFeatures  # type: ignore[attr-defined]
 exp_manager.EvalCallback = MaskedEvalCallback  # type: ignore[misc]
 exp_manager.TrialEvalCallback = MaskedTrialEvalCallback  # type: ignore[misc]
 
-# What a configuration can make go wrong before training starts
-_CONFIGURATION_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    GymnasiumError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    yaml.YAMLError,
-)
 # Between the environments' seeds of two agents of a trial: environment i has the agent's and i
 _BETWEEN_SEEDS = 10_000
-# Options that can be what is wrong with a configuration, by the attribute that holds them
-_OPTIONS = {
-    "custom_hyperparams": "-params",
-    "env_kwargs": "--env-kwargs",
-    "eval_env_kwargs": "--eval-env-kwargs",
-    "show_progress": "--progress",
-}
 
 
-class LaplaceExperimentManager(ExperimentManager):
+class LaplaceExperimentManager(BlamingExperimentManager):
     """RL Zoo's experiment manager, as ``sb3-laplace train`` and ``tune`` use it.
 
     - Environments are made in their batched form where they have one that does what is asked for, also as trials
@@ -122,7 +93,7 @@ class LaplaceExperimentManager(ExperimentManager):
             self.save_path = self._nowhere.name
             self.params_path = os.path.join(self.save_path, self.env_name)
         self._failure: InputError | None = None
-        self._before = copy.copy(self)
+        self._remember_settings()
 
     @property
     def _is_ours(self) -> bool:
@@ -141,7 +112,7 @@ class LaplaceExperimentManager(ExperimentManager):
         except InputError:
             self._remove_empty_folder()
             raise
-        except _CONFIGURATION_ERRORS as error:
+        except CONFIGURATION_ERRORS as error:
             self._remove_empty_folder()
             if is_bug(error):
                 raise
@@ -163,50 +134,6 @@ class LaplaceExperimentManager(ExperimentManager):
             source = self.trained_agent if self.continue_training else self._source("policy_kwargs")
             posterior = type(model.policy.latent_layer).__name__
             raise InputError(f"{source}: the agent has a {posterior}, which --algo {algo} trains, not {self.algo}")
-
-    # -- what is to blame ----------------------------------------------------------------------------------
-
-    def _source(self, hyperparam: str) -> str:
-        return "-params" if hyperparam in (self.custom_hyperparams or {}) else self.config
-
-    def _configuration_error(self, error: Exception) -> InputError:
-        """What the user is told: the option without which the error is another one or none, or the file."""
-        message = describe(error)
-        sources = (option for name, option in _OPTIONS.items() if self._is_to_blame(name, message))
-        source = next(sources, self.config)
-        return InputError(message if source in message else f"{source}: {message}")
-
-    def _is_to_blame(self, name: str, message: str) -> bool:
-        if not getattr(self._before, name):
-            return False
-        other = copy.copy(self._before)
-        setattr(other, name, {})
-        if not other._eval_env_kwargs_args:
-            other.eval_env_kwargs = other.env_kwargs
-        return other._complaint() != message
-
-    def _complaint(self) -> str | None:
-        """What is wrong with the settings, found by setting up in a folder that is thrown away; None if nothing."""
-        self.optimize_hyperparameters = False
-        # RL Zoo writes into the hyperparameters of a Python package
-        sys.modules.pop(self.config, None)
-        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            self.save_path, self.params_path = folder, os.path.join(folder, self.env_name)
-            try:
-                super().setup_experiment()
-            except Exception as error:
-                return describe(error)
-        return None
-
-    def _remove_empty_folder(self) -> None:
-        """Leave no folder of a run that was not started, which ``enjoy`` would take for the latest."""
-        if (Path(self.params_path) / "config.yml").is_file():
-            return
-        for file in Path(self.save_path).glob("*.monitor.csv"):
-            file.unlink()
-        for folder in (self.params_path, self.save_path):
-            with suppress(OSError):
-                os.rmdir(folder)
 
     # -- hyperparameters ----------------------------------------------------------------------------------
 
@@ -396,7 +323,7 @@ class LaplaceExperimentManager(ExperimentManager):
             if self._n_seeds == 1:
                 return super().objective(trial)
             return mean_over_seeds(trial, self._n_seeds, self.n_evaluations, self._train_seed)
-        except (InputError, *_CONFIGURATION_ERRORS) as error:
+        except (InputError, *CONFIGURATION_ERRORS) as error:
             if isinstance(error, InputError):
                 self._failure = error
             elif not (is_bug(error) or passed_through(error, "learn")):
