@@ -86,7 +86,9 @@ def diagnosis(studies: Studies) -> str:
 def ratios(found: list[float]) -> str:
     """Geometric mean of ratios, and the smallest and largest of them."""
     center = np.exp(np.mean(np.log(found)))
-    return f"{center:.2g} ({min(found):.2g} to {max(found):.2g})"
+    # With two digits, and without exponents
+    texts = (f"{ratio:.0f}" if ratio >= 99.5 else f"{ratio:.2g}" for ratio in (center, min(found), max(found)))
+    return "{} ({} to {})".format(*texts)
 
 
 def spread(found: list[float]) -> str:

@@ -138,11 +138,12 @@ def _belief(agent: TrainedAgent, settings: dict[str, Any]) -> Measured:
     evaluation = evaluate_belief(
         agent.load(), agent.env_id, settings["n_trials"], settings["seed"], env_kwargs=agent.env_kwargs
     )
+    means = {name: values[1:].mean() for name, values in evaluation.scores.items()}
+    # Of averages: where the exact belief is certain, as that of a function after seven pairs, a ratio says nothing
     with np.errstate(divide="ignore", invalid="ignore"):
-        scores = {name: values[1:] for name, values in evaluation.scores.items()}
         for part in ("claimed", "total"):
-            scores[f"{part}_ratio"] = scores[f"{part}_variance"] / scores["exact_variance"]
-    numbers = {name: _number(values.mean()) for name, values in scores.items()}
+            means[f"{part}_ratio"] = means[f"{part}_variance"] / means["exact_variance"]
+    numbers = {name: _number(value) for name, value in means.items()}
     numbers |= {name: _number(estimate.value) for name, estimate in evaluation.simulation.items()}
     return Measured(numbers, evaluation.to_dict())
 
