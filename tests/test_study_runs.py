@@ -211,6 +211,10 @@ def test_time_left(tmp_path: Path) -> None:
     assert seconds_left(progress(study), 2) == pytest.approx(90)
     text = summary(progress(study), 2)
     assert text == "2 of 4 runs finished, 1 stopped, 1 to do, 62% of the steps, about 2 min left"
+    # Another command's workers are counted by what is under way
+    with folders[2].lock.held(), folders[3].lock.held():
+        assert summary(progress(study), 1).endswith("2 running, 62% of the steps, about 2 min left")
+    assert summary(progress(study), 1).endswith("about 3 min left")
 
 
 def test_time_left_is_judged_by_steps_where_nothing_alike_is_finished(tmp_path: Path) -> None:

@@ -164,11 +164,15 @@ class _Ticker:
 
     def __init__(self, study: "Study", n_workers: int) -> None:
         self._study, self._n_workers = study, n_workers
+        self._unfinished = list(study.folders.values())
         self._n_ended = -1
         self._told = -_INTERVAL
 
     def tick(self) -> None:
-        n_ended = sum(folder.is_finished() or folder.failure is not None for folder in self._study.folders.values())
+        # Whether a run is finished its evaluations tell, which are long: what is, is not asked again
+        self._unfinished = [folder for folder in self._unfinished if not folder.is_finished()]
+        n_failed = sum(folder.failure is not None for folder in self._unfinished)
+        n_ended = len(self._study.folders) - len(self._unfinished) + n_failed
         if n_ended != self._n_ended or time.monotonic() - self._told > _INTERVAL:
             self._n_ended, self._told = n_ended, time.monotonic()
             print(_summary(self._study, self._n_workers), flush=True)

@@ -75,7 +75,7 @@ def summary(runs: Iterable[RunProgress], n_workers: int) -> str:
     """The study in a line: how many runs are in each state, how many steps are done, and the time left.
 
     :param runs: the runs
-    :param n_workers: number of workers
+    :param n_workers: number of workers; if more runs are under way, as other commands may have workers too, so many
     """
     runs = list(runs)
     counts = Counter(run.state for run in runs)
@@ -85,7 +85,7 @@ def summary(runs: Iterable[RunProgress], n_workers: int) -> str:
     if total:
         done = sum(run.fraction * run.folder.run.steps for run in runs)
         parts.append(f"{done / total:.0%} of the steps")
-    left = seconds_left(runs, n_workers)
+    left = seconds_left(runs, max(n_workers, counts[RUNNING]))
     is_over = not any(run.state not in (FINISHED, FAILED) for run in runs)
     if left is not None and not is_over:
         parts.append(f"about {duration(left)} left")
