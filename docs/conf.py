@@ -29,7 +29,7 @@ extensions = [
     "docstrings",
     "checks",
 ]
-exclude_patterns = ["_build", "results", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 # -- pages ----------------------------------------------------------------------------------------------------
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]

@@ -15,6 +15,7 @@ sys.path[:0] = [str(DOCS.parent / "examples"), str(DOCS / "figures")]
 
 from belief_study import NAMES, Results, cell, insert  # noqa: E402
 from consistency import KL_COEFS  # noqa: E402
+from paper_tables import findings  # noqa: E402
 from study_tables import memories  # noqa: E402
 
 from sb3_laplace.studies.results import values  # noqa: E402
@@ -104,6 +105,7 @@ def pages() -> dict[str, dict[str, str]]:
     return {
         "results.md": parts(),
         "memories.md": memories({name: load(name) for name in ("cores", "cores_control", "popgym_study")}),
+        "results/paper.md": findings(load("paper-small")),
     }
 
 
