@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from study_tables import TASKS, ratios
 
-from sb3_laplace.studies.results import values
-from sb3_laplace.studies.statistics import estimate, mean
-from sb3_laplace.studies.tables import cell, markdown
+from sb3_laplace.studies.results import differences, values
+from sb3_laplace.studies.tables import markdown, mean_cell
 
 METRICS = {"regret": "regret", "goals_reached": "goals", "squared_error": "squared error"}
 #: Posteriors that agents are trained with
@@ -93,9 +92,8 @@ def summed(document: Document) -> str:
         number = f"{document['environments'][env_id]['metric']}_mode"
         for agent, title in AFTER.items():
             diagnosis = _seeds_and_means(document, agent, env_id, "diagnosis", (*ENTROPY, KL[0]))
-            _, *belief = _seeds_and_means(document, agent, env_id, "belief", ("r2", "lost"))
-            width, less = _claimed_ratio(document, agent, env_id), _difference(document, agent, "point", env_id, number)
-            rows.append([task, title, *diagnosis, belief[0], width, belief[1], less])
+            _, *belief = _belief(document, agent, env_id)
+            rows.append([task, title, *diagnosis, *belief, _difference(document, agent, "point", env_id, number)])
     head = ["task", "summed", "seeds", "entropy, nats a step early", "late", "KL late/early, mean part"]
     head += ["R² of the read-out", "claimed/exact variance", "nats lost", "score by the mode, less the point's"]
     return markdown(head, rows)
@@ -123,8 +121,7 @@ def variational(document: Document) -> str:
         metric = document["environments"][env_id]["metric"]
         for agent in ("variational", "laplace-diagonal", "laplace-full"):
             less = "" if agent == "variational" else _difference(document, agent, "variational", env_id, metric)
-            n_seeds, r2, lost = _seeds_and_means(document, agent, env_id, "belief", ("r2", "lost"))
-            belief = [r2, _claimed_ratio(document, agent, env_id), lost]
+            n_seeds, *belief = _belief(document, agent, env_id)
             run = next(one for one in document["runs"] if (one["agent"], one["environment"]) == (agent, env_id))
             sizes = [f"{run[name]:,}" for name in ("parameters", "covariance_parameters")]
             rows.append([f"{task}, {METRICS[metric]}", TRAINED[agent], n_seeds, less, *belief, *sizes])
@@ -141,6 +138,12 @@ def _seeds_and_means(
     return [str(max(map(len, found))), *map(_interval, found)]
 
 
+def _belief(document: Document, agent: str, env_id: str) -> list[str]:
+    """How many seeds there are, then R² of the read-out, claimed over exact variance, and nats lost."""
+    n_seeds, r2, lost = _seeds_and_means(document, agent, env_id, "belief", ("r2", "lost"))
+    return [n_seeds, r2, _claimed_ratio(document, agent, env_id), lost]
+
+
 def _claimed_ratio(document: Document, agent: str, env_id: str) -> str:
     """The task's variance as the posterior has it over the exact one's, each averaged over the steps of a trial."""
     claimed, exact = (
@@ -151,14 +154,11 @@ def _claimed_ratio(document: Document, agent: str, env_id: str) -> str:
 
 def _difference(document: Document, agent: str, base: str, env_id: str, number: str) -> str:
     """Mean and interval of what an agent's score is more than another's of the same seed."""
-    own, other = (values(document, one, env_id, "return", number) for one in (agent, base))
-    return _interval((own[seed] - other[seed] for seed in own if seed in other), "+")
+    return _interval(differences(document, agent, base, env_id, number).values(), "+")
 
 
 def _interval(found: Iterable[float], sign: str = "") -> str:
     """Mean and interval over seeds, - if no run has the number."""
     numbers = np.array(list(found))
-    if not numbers.size:
-        return "-"
     # What does not change at all has no interval worth reading
-    return cell(estimate(mean, [numbers]), sign) if numbers.any() else "0"
+    return "0" if numbers.size and not numbers.any() else mean_cell(numbers, sign)

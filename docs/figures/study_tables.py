@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from sb3_laplace.studies.results import values
-from sb3_laplace.studies.statistics import estimate, mean
-from sb3_laplace.studies.tables import cell, markdown
+from sb3_laplace.studies.tables import markdown, mean_cell
 
 #: Memories by the names that the studies have for them
 MEMORIES = {"lstm": "LSTM", "gru": "GRU", "mingru": "minGRU", "gtrxl": "attention"}
@@ -50,8 +49,8 @@ def scores(studies: Studies) -> str:
     rows = []
     for study, env_id, evaluation, number, title in SCORES:
         found = [values(studies[study], name, env_id, evaluation, number) for name in MEMORIES]
-        intervals = [estimate(mean, [np.array(list(one.values()))]) for one in found]
-        rows.append([title, str(min(map(len, found))), *map(cell, intervals)])
+        means = [mean_cell(np.array(list(one.values()))) for one in found]
+        rows.append([title, str(min(map(len, found))), *means])
     return markdown(["task", "seeds", *MEMORIES.values()], rows)
 
 

@@ -180,12 +180,12 @@ class _Ticker:
 
 def _status(options: argparse.Namespace) -> int:
     from sb3_laplace.studies.progress import progress, summary, table
-    from sb3_laplace.studies.runs import RUNNING, Study
+    from sb3_laplace.studies.runs import Study
 
     study = Study.load(options.folder)
     runs = progress(study)
     print(table(runs))
-    print(summary(runs, sum(run.state == RUNNING for run in runs)))
+    print(summary(runs, 1))
     return 0
 
 

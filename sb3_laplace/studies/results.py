@@ -94,6 +94,19 @@ def values(results: dict[str, Any], agent: str, env_id: str, evaluation: str, nu
     return found
 
 
+def differences(results: dict[str, Any], agent: str, base: str, env_id: str, number: str) -> dict[int, float]:
+    """How much more a number of the evaluation ``return`` is of one agent than of another, by the seeds that both have.
+
+    :param results: what :func:`collect` returned
+    :param agent: name of the agent
+    :param base: name of the other
+    :param env_id: id of the environment
+    :param number: name of the number
+    """
+    own, other = (values(results, name, env_id, "return", number) for name in (agent, base))
+    return {seed: own[seed] - other[seed] for seed in own if seed in other}
+
+
 def learning_curve(folder: RunFolder, edges: np.ndarray) -> np.ndarray:
     """Mean return of the training episodes that ended between successive numbers of steps.
 

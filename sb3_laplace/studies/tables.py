@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_laplace.errors import InputError
 from sb3_laplace.evaluation.bootstrap import Estimate
-from sb3_laplace.studies.results import values
+from sb3_laplace.studies.results import differences, values
 from sb3_laplace.studies.statistics import estimate, interquartile_mean, mean, probability_of_improvement
 
 # Columns of the tables of evaluations: title and name of the number
@@ -196,8 +196,7 @@ def _episodes(results: dict[str, Any]) -> Table:
                 names = [f"return_episode_{i}{suffix}" for i in range(1, most + 1)]
                 found = [_array(values(results, agent, env_id, "return", name)) for name in names]
                 if found[0].size:
-                    cells = [cell(estimate(mean, [one])) if one.size else "-" for one in found]
-                    rows.append([env_id, agent, mode, str(found[0].size), *cells])
+                    rows.append([env_id, agent, mode, str(found[0].size), *map(mean_cell, found)])
     head = ["environment", "agent", "actions", "seeds", *(f"episode {i}" for i in range(1, most + 1))]
     note = "Means over seeds, on the same trials for all agents, of environments whose trials have several episodes."
     return Table(_TITLES["episodes"], note, head, rows)
@@ -211,8 +210,7 @@ def _differences(results: dict[str, Any]) -> Table:
             cells, n_pairs = [], 0
             for mode, suffix in _MODES.items():
                 number = f"{environment['metric']}{suffix}"
-                own, base = (values(results, one, env_id, "return", number) for one in (agent, results["baseline"]))
-                paired = np.array([own[seed] - base[seed] for seed in own if seed in base])
+                paired = _array(differences(results, agent, results["baseline"], env_id, number))
                 n_pairs = paired.size
                 cells.append(cell(estimate(mean, [paired]), "+") if n_pairs else "")
                 cells.append(cell(better[mode][env_id][agent]))
@@ -280,8 +278,7 @@ def _evaluation(results: dict[str, Any], name: str, columns: Sequence[tuple[str,
         for agent in results["agents"]:
             found = [_array(values(results, agent, env_id, name, number)) for _, number in columns]
             if any(one.size for one in found):
-                cells = [cell(estimate(mean, [one])) if one.size else "-" for one in found]
-                rows.append([env_id, agent, str(max(one.size for one in found)), *cells])
+                rows.append([env_id, agent, str(max(one.size for one in found)), *map(mean_cell, found)])
     note = "Means over seeds; - where an agent has no such number (a point has no width)."
     return Table(_TITLES[name], note, ["environment", "agent", "seeds", *(title for title, _ in columns)], rows)
 
@@ -313,6 +310,15 @@ def _cost(results: dict[str, Any]) -> Table:
 
 def _array(by_seed: dict[int, float]) -> np.ndarray:
     return np.array(list(by_seed.values()), dtype=np.float64)
+
+
+def mean_cell(found: np.ndarray, sign: str = "") -> str:
+    """Mean over seeds and its interval, as :func:`cell` has them; - if there are none.
+
+    :param found: the numbers, shape (n_seeds,)
+    :param sign: "+" to show the sign of positive numbers too
+    """
+    return cell(estimate(mean, [found]), sign) if found.size else "-"
 
 
 def cell(one: Estimate, sign: str = "") -> str:
